@@ -1,0 +1,56 @@
+# Two commands matter: `make demo` and `make test`. Each sets up all it needs, without root.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := PIP_CONSTRAINT=constraints.txt $(PIP) install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench figures clean lock
+
+help: ## Show this help
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
+		{ echo "Privet needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.simulation: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing Privet into $(VENV) (once, a minute or two)"
+	$(INSTALL) -e '.[simulation]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.simulation
+	@echo "installing what the checks and tests need (once)"
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.simulation ## Run a whole federation on real handwriting, in under a minute
+	$(BIN)/privet simulate examples/digits.toml
+
+check: $(VENV)/.dev ## Lint, types, layer rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check ## Run every check and test that CI runs
+	$(BIN)/python -m pytest -m 'not figures'
+
+bench: $(VENV)/.dev ## Measure speed beside the peer, as ratios
+	$(BIN)/python -m benchmarks
+
+figures: $(VENV)/.dev ## Run the full counts and show the figures that the documents quote
+	$(BIN)/python -m pytest -m figures -s
+
+lock: ## Write constraints.txt anew from a fresh environment
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet -e '.[dev]'
+	$(VENV)-lock/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
+		| sed -E 's/\+cpu$$//; s/ @ .*//' > constraints.txt
+	rm -rf $(VENV)-lock
+
+clean: ## Remove the environment, caches and runs
+	rm -rf $(VENV) $(VENV)-lock build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
