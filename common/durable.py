@@ -1,0 +1,116 @@
+"""Files that are either as they were or as they should be, whatever is killed and whenever.
+
+The rule: a write is durable when this module returns, not before. Whole files are replaced by
+write-temporary, fsync, rename, fsync-directory; logs grow by one write and one fsync. Each of those
+steps passes a fault point, so that a test can kill the process at every one of them in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.errors import OperationError
+
+# A test sets this to N: the process sends itself SIGKILL at its N-th durable step (1-based).
+FAULT_VARIABLE = "PRIVET_TEST_KILL_AT_WRITE"
+_steps = 0
+
+
+def fault_point() -> None:
+    """Count one durable step; die here if a test asked for it. Costs one comparison otherwise."""
+    global _steps
+    _steps += 1
+    chosen = os.environ.get(FAULT_VARIABLE)
+    if chosen is not None and _steps == int(chosen):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into :class:`OperationError` with a next step."""
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "free some space on that disk and run the command again",
+            errno.EDQUOT: "free some of your disk quota and run the command again",
+            errno.EACCES: "check the permissions of that path",
+            errno.EROFS: "that file system is read-only; choose another place",
+        }
+        raise OperationError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint=hints.get(error.errno or 0, "check that path and run the command again"),
+            code="disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot-write",
+        ) from error
+
+
+def replace(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write ``data`` to ``path`` so that a reader sees all of the old bytes or all of the new.
+
+    Raises:
+        OperationError: nothing was changed; the temporary file is gone.
+    """
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                fault_point()
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            fault_point()
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fault_point()
+        sync_directory(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add ``data`` to the end of ``path`` and fsync it; the file's directory too when it is new.
+
+    A crash may leave a torn tail, which the reader of the format must recognise. A refused write
+    (a full disk) leaves the file at its former length.
+    """
+    with disk_errors(path):
+        new = not path.exists()
+        with open(path, "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            fault_point()
+            try:
+                written = file.write(data)
+                if written != len(data):
+                    raise OSError(errno.ENOSPC, "short write")
+                fault_point()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
+        if new:
+            sync_directory(path.parent)
+        fault_point()
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory as durable as the files they name."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(directory: Path) -> None:
+    """Delete temporary files that a killed :func:`replace` left behind."""
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)

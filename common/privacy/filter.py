@@ -1,0 +1,109 @@
+"""May it happen? A privacy filter: a fixed budget at one fixed Rényi order.
+
+The rule: the order is chosen before the first event, from the budget alone; events are admitted
+while the sum of their costs *at that order* fits. That stays a valid (epsilon, delta) guarantee
+however the server adapts later requests to earlier answers, which a minimum over orders taken
+afterwards does not. Nothing is ever refunded.
+
+Source: Feldman and Zrnic 2021 (arXiv 2008.11193), theorem 4.3; Lécuyer 2021 (arXiv 2103.01379).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.privacy import accountant
+from common.privacy.events import Event
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a data owner allows over the whole life of a data set: (epsilon, delta) at one order.
+
+    Args:
+        epsilon: > 0; add-or-remove-one record.
+        delta: in (0, 1).
+        order: the Rényi order that the filter adds up at; an integer >= 2.
+    """
+
+    epsilon: float
+    delta: float
+    order: int
+
+    @classmethod
+    def of(cls, epsilon: float, delta: float, order: int | None = None) -> Budget:
+        """A budget at the given order, or at the one that :func:`default_order` derives."""
+        return cls(epsilon, delta, order or default_order(epsilon, delta))
+
+    def spent(self, events: Iterable[Event]) -> float:
+        """``epsilon_filter``: what these events have used, in the budget's own terms.
+
+        Zero for no events; otherwise the epsilon that the filter vouches for, which starts above
+        zero because delta buys a fixed part of it.
+        """
+        cost = accountant.rdp(events, self.order)
+        return accountant.to_epsilon(cost, self.order, self.delta) if cost else 0.0
+
+    def admits(self, spent: Iterable[Event], asked: Event) -> bool:
+        """Whether ``asked`` still fits after everything already spent."""
+        return self.spent([*spent, asked]) <= self.epsilon
+
+    def steps_left(self, spent: Iterable[Event], like: Event) -> int:
+        """How many further steps of ``like``'s mechanism the budget covers."""
+        room = self.epsilon - accountant.conversion(self.order, self.delta)
+        room -= accountant.rdp(spent, self.order)
+        cost = accountant.step_cost(like.sampling_rate, like.noise_multiplier, self.order)
+        return max(0, math.floor(room / cost + 1e-12)) if cost else 10**9
+
+
+def default_order(epsilon: float, delta: float) -> int:
+    """The order that serves a budget of (epsilon, delta) best for Gaussian-like spending.
+
+    A mechanism of Rényi cost rho x order converts to epsilon = rho + 2 sqrt(rho log(1/delta)) at
+    the order 1 + sqrt(log(1/delta) / rho) (Bun and Steinke 2016, lemma 3.5); this solves that for
+    rho.
+
+    >>> default_order(8.0, 1e-5), default_order(3.0, 1e-5)
+    (4, 9)
+    """
+    log_term = math.log(1 / delta)
+    rho = (math.sqrt(log_term + epsilon) - math.sqrt(log_term)) ** 2
+    return min(max(accountant.ORDERS), max(2, round(1 + math.sqrt(log_term / rho))))
+
+
+def least_budget(events: Iterable[Event], delta: float, order: int | None = None) -> float:
+    """The least epsilon for which a budget admits all of ``events``.
+
+    With ``order`` given, the budget is held at that order; otherwise at the one that
+    :func:`default_order` derives from the answer itself.
+    """
+    merged = tuple(events)
+    if order is not None:
+        return Budget(math.inf, delta, order).spent(merged)
+    # default_order falls as epsilon grows, so a candidate per order is enough: the least epsilon
+    # whose own derived order admits the events.
+    best = math.inf
+    for candidate in accountant.ORDERS:
+        needed = Budget(math.inf, delta, candidate).spent(merged)
+        if math.isfinite(needed) and needed > 0:
+            low = _least_epsilon_of_order(candidate, delta, needed)
+            if low is not None:
+                best = min(best, low)
+    return best
+
+
+def _least_epsilon_of_order(order: int, delta: float, needed: float) -> float | None:
+    """The least epsilon >= needed whose default order is ``order``, if there is one."""
+    if default_order(needed, delta) == order:
+        return needed
+    if default_order(needed, delta) < order:
+        return None  # every larger epsilon has a still smaller order
+    low, high = needed, needed
+    while default_order(high, delta) > order:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if default_order(middle, delta) > order else (low, middle)
+    return high if default_order(high, delta) == order else None
