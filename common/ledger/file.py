@@ -1,0 +1,184 @@
+"""The durable ledger of one data set: JSON lines, appended under a lock, fsynced before they count.
+
+The rules: :meth:`Ledger.append` returns after the entry is on disk, never before. Every open
+verifies every line. The file holds all federations' entries in the order in which they happened,
+and a running ``link`` over all of them, so the owner notices any change to any of them; what is
+published later is one federation's chain alone, which does not show how much other work there is.
+
+A torn last line is what a crash during a write leaves. Nothing was disclosed under it, because a
+disclosure waits for its intent: it is set aside beside the ledger and recorded. Any other damage
+makes the ledger unusable, and the guard then refuses everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import durable
+from common.canonical import CanonicalError, Json, decode, digest, encode
+from common.errors import OperationError, TrustError
+from common.keys import Identity
+from common.ledger.entry import GENESIS, Entry, Kind, events, now, verify_chain
+from common.privacy.events import Event
+
+LOCAL = "0" * 64  # the federation of entries that concern the owner alone
+
+
+class Ledger:
+    """One data set's ledger, open for reading and appending.
+
+    Args:
+        path: the file; :meth:`create` makes it once, at enrolment. A missing ledger is an error,
+            because an emptied one would forget what was spent.
+        secret: the client's 32 secret bytes, from which each federation's key is derived.
+
+    Raises:
+        TrustError: the ledger is missing, damaged, or written with another key.
+    """
+
+    def __init__(self, path: Path, secret: bytes) -> None:
+        self.path = path
+        self._secret = secret
+        self._identities: dict[str, Identity] = {}
+        self._chains: dict[str, list[Entry]] = {}
+        self._link = GENESIS
+        self._size = -1
+        with self.locked():
+            pass
+
+    @classmethod
+    def create(cls, path: Path, secret: bytes) -> Ledger:
+        """Start an empty ledger; an existing one is never replaced."""
+        if path.exists():
+            raise OperationError(
+                f"there is already a ledger at {path}",
+                hint="a ledger lives as long as its data set; use it",
+                code="ledger-exists",
+            )
+        durable.replace(path, b"", mode=0o600)
+        return cls(path, secret)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the ledger against every other process, up to date, for check-then-append."""
+        try:
+            handle = os.open(self.path, os.O_RDWR)
+        except OSError as error:
+            raise TrustError(
+                f"cannot open the ledger {self.path}: {error.strerror}",
+                hint="without its ledger a client does not know what was spent; restore the file, "
+                "or enrol again as a new data set",
+                code="ledger-unusable",
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_size != self._size:
+                self._read()
+            yield
+        finally:
+            os.close(handle)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def identity(self, federation: str) -> Identity:
+        """Who this client is in ``federation``."""
+        if federation not in self._identities:
+            self._identities[federation] = Identity.derive(self._secret, federation)
+        return self._identities[federation]
+
+    def chain(self, federation: str) -> tuple[Entry, ...]:
+        """One federation's entries, oldest first."""
+        return tuple(self._chains.get(federation, ()))
+
+    def spent(self) -> list[Event]:
+        """What was spent on this data set, across all federations."""
+        return [event for chain in self._chains.values() for event in events(chain)]
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def append(self, federation: str, kind: Kind, body: Json) -> Entry:
+        """Add an entry durably. Call it inside :meth:`locked`.
+
+        Raises:
+            OperationError: the disk refused; the ledger is as it was.
+        """
+        chain = self._chains.setdefault(federation, [])
+        last = chain[-1] if chain else None
+        entry = Entry.sign(self.identity(federation), federation, last, kind, body, now())
+        link = _next_link(self._link, entry)
+        line = encode({"entry": entry.json(), "link": link}) + b"\n"
+        durable.append(self.path, line)
+        chain.append(entry)
+        self._link = link
+        self._size += len(line)
+        return entry
+
+    # -- opening -------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole, _, torn = data.rpartition(b"\n")
+        whole += b"\n" if whole else b""
+        self._chains, self._link = {}, GENESIS
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                entry, link = _parse(line)
+                if link != _next_link(self._link, entry):
+                    raise TrustError("does not follow from the line before it")
+            except (TrustError, CanonicalError) as error:
+                raise self._damaged(f"line {number}: {error}") from error
+            self._chains.setdefault(entry.federation, []).append(entry)
+            self._link = link
+        for federation, chain in self._chains.items():
+            try:
+                verify_chain(chain, self.identity(federation).key.public)
+            except TrustError as error:
+                raise self._damaged(f"federation {federation[:12]}…: {error}") from error
+        self._size = len(whole)
+        if torn:
+            self._set_aside(torn)
+
+    def _set_aside(self, torn: bytes) -> None:
+        durable.replace(self.path.with_suffix(".torn"), torn, mode=0o600)
+        with durable.disk_errors(self.path):
+            os.truncate(self.path, self._size)
+        self.append(LOCAL, Kind.RECOVERY, {"torn": digest(torn)})
+
+    def _damaged(self, what: str) -> TrustError:
+        return TrustError(
+            f"the ledger {self.path} is damaged: {what}",
+            hint="restore the file as it was last written; do not edit it, and do not start anew",
+            code="ledger-unusable",
+        )
+
+
+def read_federation(path: Path, federation: str) -> list[Entry]:
+    """One federation's entries, as they stand in a ledger file; for publishing, without the secret.
+
+    Raises:
+        TrustError: a line is not a ledger line.
+    """
+    entries = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            entry, _ = _parse(line)
+        except CanonicalError as error:
+            raise TrustError(f"{path}, line {number}: {error}") from error
+        if entry.federation == federation:
+            entries.append(entry)
+    return entries
+
+
+def _parse(line: bytes) -> tuple[Entry, str]:
+    document = decode(line)
+    if set(document) != {"entry", "link"} or not isinstance(document["link"], str):
+        raise CanonicalError("not a ledger line")
+    return Entry.from_json(document["entry"]), document["link"]
+
+
+def _next_link(link: str, entry: Entry) -> str:
+    return digest(f"privet/ledger-link/v1\n{link}\n{entry.digest}".encode())

@@ -1,0 +1,193 @@
+"""What exactly crosses the network? Plain values: requests, receipts, and named arrays.
+
+The rule: whatever arrives is hostile until its signature, its digest and its limits are checked;
+size comes before decoding, and a signature before parsing. Nothing here knows Flower: the two apps
+put these bytes into messages. A reply carries an update and a signed receipt. It carries no loss,
+no accuracy and no number of records: those would be releases that nobody accounted for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.canonical import CanonicalError, Json, decode, digest, encode
+from common.errors import TrustError
+from common.keys import PublicKey, SigningKey
+from common.statement import HELLO_TYPE, RECEIPT_TYPE, REQUEST_TYPE, ROLL_CALL_TYPE, Envelope
+
+SCHEMA_VERSION = 1
+MAX_ENVELOPE_BYTES = 16 * 1024
+_HEX = re.compile(r"[0-9a-f]{32,64}")
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+class _Document:
+    """A frozen dataclass of texts and counts that travels as a signed envelope of its type."""
+
+    TYPE: str
+
+    def sign(self, key: SigningKey) -> bytes:
+        fields: Json = asdict(self)  # type: ignore[call-overload]
+        payload = encode({"schema_version": SCHEMA_VERSION, **fields})
+        return Envelope.sign(self.TYPE, payload, [key]).encode()
+
+    @classmethod
+    def verify(cls, data: bytes, key: PublicKey) -> Self:
+        """Read hostile bytes: size, signature by ``key``, then exactly the fields of this class.
+
+        Raises:
+            TrustError: code ``malformed`` or ``bad-signature``.
+        """
+        if len(data) > MAX_ENVELOPE_BYTES:
+            raise TrustError(f"an envelope of {len(data)} bytes", code="malformed")
+        payload = Envelope.decode(data).verify(cls.TYPE, [key])
+        try:
+            document = decode(payload)
+        except CanonicalError as error:
+            raise TrustError(f"signed, but not canonical: {error}", code="malformed") from error
+        if document.pop("schema_version", None) != SCHEMA_VERSION:
+            raise TrustError("signed, but of another schema version", code="malformed")
+        return cls._from(document)
+
+    @classmethod
+    def _from(cls, document: Json) -> Self:
+        fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        if set(document) != set(fields):
+            raise TrustError("signed, but with other fields", code="malformed")
+        for name, field in fields.items():
+            value = document[name]
+            if field.type == "int":
+                good = type(value) is int and 0 <= value < 2**31
+            elif name == "client":
+                good = isinstance(value, str) and 0 < len(value) <= 64
+            else:
+                good = isinstance(value, str) and _HEX.fullmatch(value) is not None
+            if not good:
+                raise TrustError(f"signed, but {name} is malformed", code="malformed")
+        return cls(**document)
+
+
+@dataclass(frozen=True)
+class RollCall(_Document):
+    """The server asks who is there. ``nonce``: 32 random hexadecimal digits or more."""
+
+    TYPE = ROLL_CALL_TYPE
+    run: str
+    nonce: str
+
+
+@dataclass(frozen=True)
+class Hello(_Document):
+    """A client says who it is, to a server that signed its :class:`RollCall`."""
+
+    TYPE = HELLO_TYPE
+    client: str
+    nonce: str
+
+
+@dataclass(frozen=True)
+class RoundRequest(_Document):
+    """The server asks one client for one round.
+
+    Args:
+        plan: digest of the plan.
+        run: the run's random id, 32 hexadecimal digits.
+        incarnation: 0, 1 … : how often the run was restored from a checkpoint.
+        round: 1 … plan.rounds.
+        model: :func:`digest_arrays` of the arrays sent along.
+        nonce: random, stored by the server before it sends; tells a retry from a new request.
+    """
+
+    TYPE = REQUEST_TYPE
+    plan: str
+    run: str
+    incarnation: int
+    round: int
+    model: str
+    nonce: str
+
+    @property
+    def digest(self) -> str:
+        """What a retry has in common with its first attempt."""
+        return digest(encode(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Receipt(_Document):
+    """The client vouches for an update and for having recorded what it cost.
+
+    Args:
+        request: :attr:`RoundRequest.digest`.
+        intent: digest of the ledger entry that was fsynced before the noise was drawn.
+        update: :func:`digest_arrays` of the update.
+        head: digest of the client's last entry in this federation.
+        entries: how many entries it has in this federation.
+    """
+
+    TYPE = RECEIPT_TYPE
+    client: str
+    plan: str
+    round: int
+    request: str
+    intent: str
+    update: str
+    head: str
+    entries: int
+
+
+def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over names, types, shapes and little-endian bytes, in the order of the names."""
+    hasher = hashlib.sha256(b"privet/arrays/v1\n")
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        header = {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+        hasher.update(encode(header) + b"\n")
+        hasher.update(little.data if little.size else b"")
+    return hasher.hexdigest()
+
+
+def from_npy(data: bytes) -> NDArray[np.float32]:
+    """Read one hostile NPY document without believing its header: nothing is allocated for a claim.
+
+    Raises:
+        TrustError: not NPY 1.0, not little-endian float32 in C order, or of another length than its
+            shape needs.
+    """
+    try:
+        file = io.BytesIO(data)
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("not NPY version 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=1024)
+        count = math.prod(shape)
+        if dtype != np.dtype("<f4") or (fortran and count > 1) or min(shape, default=0) < 0:
+            raise ValueError(f"{dtype} is not little-endian float32 in C order")
+        if len(data) - file.tell() != 4 * count:
+            raise ValueError("its length is not what its shape needs")
+    except (ValueError, EOFError) as error:
+        raise TrustError(f"not an array: {error}", code="malformed") from error
+    return np.frombuffer(data, np.float32, count, file.tell()).reshape(shape)
+
+
+def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Named float32 arrays as safetensors bytes: what is stored before it is sent."""
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def unpack_arrays(data: bytes) -> Arrays:
+    """The inverse of :func:`pack_arrays`, for bytes whose digest was checked."""
+    from safetensors.numpy import load
+
+    return dict(load(data))
