@@ -1,0 +1,1 @@
+"""Guard the data, train privately, receive models and run them."""

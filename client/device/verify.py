@@ -1,0 +1,294 @@
+"""May this release be used here? A function of bytes, the owner's policy and trusted keys.
+
+The rule: what comes back was checked in every respect, in this order, and holds the very bytes that
+were checked; anything else is a :class:`~common.errors.TrustError`. Files and lengths; the privacy
+statement's signatures, before it is parsed; the digests that it and ``release.json`` name; that
+both say the same; not older than what was accepted; the owner's limits on privacy; the weights'
+format; the model loads from memory; it gives the known answers. No file, clock or network is used.
+
+Whether the epsilon was computed rightly is not checked here: that is what the signers vouch for,
+and what an auditor recomputes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from client.device import weights
+from client.device.home import DevicePolicy
+from common.canonical import CanonicalError, decode, digest, encode
+from common.config import Table
+from common.data.schema import Schema
+from common.errors import InputError, TrustError
+from common.inference import INPUT, OUTPUT, KnownAnswers, Session
+from common.keys import PublicKey
+from common.statement import INTOTO_TYPE, Envelope, read_privacy_statement
+
+RELEASE_VERSION = 1
+
+WEIGHTS = "model.safetensors"
+MODEL = "model.onnx"
+ANSWERS = "known-answers.json"
+STATEMENT = "statement.dsse.json"
+RELEASE = "release.json"
+
+# Every file of a release and the most bytes that a device will hold of it.
+LIMITS = {
+    WEIGHTS: 512 * 2**20,
+    MODEL: 512 * 2**20,
+    ANSWERS: 16 * 2**20,
+    STATEMENT: 16 * 2**20,
+    RELEASE: 2**20,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A release that passed :func:`verify`.
+
+    Args:
+        name, version: of the model.
+        simulated: the owner accepts that its noise or data were simulated.
+        schema: what it predicts from, and its classes.
+        epsilon, delta, unit: the headline of its privacy statement.
+        files: the verified bytes, by name.
+        session: the model, loaded from those bytes.
+    """
+
+    name: str
+    version: int
+    simulated: bool
+    schema: Schema
+    epsilon: float
+    delta: float
+    unit: str
+    files: Mapping[str, bytes]
+    session: Session
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file, by name."""
+        return {name: digest(data) for name, data in self.files.items()}
+
+
+def verify(
+    files: Mapping[str, bytes],
+    policy: DevicePolicy,
+    keys: Iterable[PublicKey],
+    *,
+    floor: int = 0,
+    name: str | None = None,
+) -> Candidate:
+    """Check a release in full.
+
+    Args:
+        files: exactly the files of a release.
+        keys: public keys from anywhere; only those whose fingerprints the policy names count.
+        floor: the least version that may be accepted.
+        name: the model that this device runs; None if it has none yet.
+
+    Raises:
+        TrustError: the first thing that is wrong. Exit code 11, always.
+    """
+    _check_lengths(files)
+    predicate = _check_statement(files, policy, keys)
+    release = _Release.read(files[RELEASE])
+    _check_digests(files, release.files)
+    _check_agreement(release, predicate)
+    _check_version(release, floor, name)
+    _check_policy(release, predicate, policy)
+    weights.check(files[WEIGHTS])
+    session = Session(files[MODEL], release.schema)
+    KnownAnswers.decode(files[ANSWERS], release.schema).check(session)
+    return Candidate(
+        name=release.name,
+        version=release.version,
+        simulated=release.simulated,
+        schema=release.schema,
+        epsilon=predicate.epsilon,
+        delta=predicate.delta,
+        unit=predicate.unit,
+        files=dict(files),
+        session=session,
+    )
+
+
+def label(data: bytes) -> tuple[str | None, int | None]:
+    """Name and version that a ``release.json`` claims, for a log; (None, None) if unreadable."""
+    try:
+        release = _Release.read(data)
+    except TrustError:
+        return None, None
+    return release.name, release.version
+
+
+# -- the two documents -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Release:
+    """``release.json``, field by field; an unknown one is refused."""
+
+    name: str
+    version: int
+    simulated: bool
+    plan: str
+    schema: Schema
+    files: dict[str, tuple[str, int]]
+
+    @classmethod
+    def read(cls, data: bytes) -> _Release:
+        try:
+            table = Table(decode(data), source=RELEASE, json_numbers=True)
+            table.integer("schema_version", low=RELEASE_VERSION, high=RELEASE_VERSION)
+            table.text("task", choices=("classification",))
+            table.text("input", choices=(INPUT,))
+            table.text("output", choices=(OUTPUT,))
+            release = cls(
+                name=table.name("name"),
+                version=table.integer("version", low=1, high=2**53 - 1),
+                simulated=table.flag("simulated"),
+                plan=table.text("plan"),
+                schema=Schema.read(table.table("schema")),
+                files=_read_files(table.table("files")),
+            )
+            table.done()
+        except (CanonicalError, InputError) as error:
+            raise TrustError(f"{RELEASE} is not a release: {error}", hint=_AGAIN) from error
+        return release
+
+
+def _read_files(table: Table) -> dict[str, tuple[str, int]]:
+    files = {}
+    for name in set(LIMITS) - {RELEASE}:
+        entry = table.table(name)
+        files[name] = (entry.text("sha256"), entry.integer("length", low=0, high=LIMITS[name]))
+        entry.done()
+    table.done()
+    return files
+
+
+@dataclass(frozen=True)
+class _Predicate:
+    """What a device needs of a privacy statement; an auditor reads the rest."""
+
+    plan: str
+    schema: str  # SHA-256 of its canonical JSON
+    name: str
+    version: int
+    simulated: bool
+    noise: tuple[str, ...]
+    unit: str
+    epsilon: float
+    delta: float
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> _Predicate:
+        try:
+            table = Table(document, source=STATEMENT, json_numbers=True)
+            return cls(
+                plan=table.text("plan"),
+                schema=table.text("schema"),
+                name=table.name("name"),
+                version=table.integer("version", low=1, high=2**53 - 1),
+                simulated=table.flag("simulated"),
+                noise=table.texts("noise", least=1, most=2),
+                unit=table.text("unit"),
+                epsilon=table.number("epsilon", low=0),
+                delta=table.number("delta", low=0, below=1),
+            )
+        except InputError as error:
+            raise TrustError(f"malformed privacy statement: {error}", hint=_AGAIN) from error
+
+
+# -- the checks, in order --------------------------------------------------------------------------
+
+
+def _check_lengths(files: Mapping[str, bytes]) -> None:
+    if set(files) != set(LIMITS):
+        raise TrustError(f"a release has the files {sorted(LIMITS)}, not {sorted(files)}")
+    for name, data in files.items():
+        if len(data) > LIMITS[name]:
+            raise TrustError(f"{name} has {len(data)} bytes, over {LIMITS[name]}")
+
+
+def _check_statement(
+    files: Mapping[str, bytes], policy: DevicePolicy, keys: Iterable[PublicKey]
+) -> _Predicate:
+    chosen = [key for key in keys if key.fingerprint in policy.signers]
+    envelope = Envelope.decode(files[STATEMENT])
+    payload = envelope.verify(INTOTO_TYPE, chosen, policy.threshold)
+    subjects, predicate = read_privacy_statement(payload)
+    for name in (WEIGHTS, MODEL):
+        if subjects.get(name) != digest(files[name]):
+            raise TrustError(
+                f"the privacy statement is about another {name}", hint=_AGAIN, code="wrong-digest"
+            )
+    return _Predicate.read(predicate)
+
+
+def _check_digests(files: Mapping[str, bytes], expected: Mapping[str, tuple[str, int]]) -> None:
+    for name, (sha256, length) in expected.items():
+        if (digest(files[name]), len(files[name])) != (sha256, length):
+            raise TrustError(
+                f"{name} is not the file that {RELEASE} names", hint=_AGAIN, code="wrong-digest"
+            )
+
+
+def _check_agreement(release: _Release, predicate: _Predicate) -> None:
+    said = (release.name, release.version, release.plan, release.simulated)
+    stated = (predicate.name, predicate.version, predicate.plan, predicate.simulated)
+    if said != stated:
+        raise TrustError(
+            f"{RELEASE} says {said}, the privacy statement {stated}",
+            hint=_AGAIN,
+            code="mixed-release",
+        )
+    if digest(encode(release.schema.json())) != predicate.schema:
+        raise TrustError(
+            f"the schema in {RELEASE} is not the one of the privacy statement",
+            hint=_AGAIN,
+            code="mixed-release",
+        )
+
+
+def _check_version(release: _Release, floor: int, name: str | None) -> None:
+    if name is not None and release.name != name:
+        raise TrustError(
+            f"this device runs {name!r}; the release is {release.name!r}",
+            hint="enrol another device directory for another model",
+            code="other-model",
+        )
+    if release.version < floor:
+        raise TrustError(
+            f"{release.name} version {release.version} is older than version {floor}, "
+            "which this device has accepted before",
+            hint="the repository shows an old release: find out who put it there",
+            code="rollback",
+        )
+
+
+def _check_policy(release: _Release, predicate: _Predicate, policy: DevicePolicy) -> None:
+    simulated = release.simulated or "simulated" in predicate.noise
+    if simulated and not policy.accept_simulated:
+        raise TrustError(
+            f"{release.name} version {release.version} is a simulated release",
+            hint="its noise can be repeated, so it protects nobody; set accept_simulated only on a "
+            "test device",
+            code="simulated",
+        )
+    for what, value, greatest in (
+        ("epsilon", predicate.epsilon, policy.greatest_epsilon),
+        ("delta", predicate.delta, policy.greatest_delta),
+    ):
+        if not value <= greatest:
+            raise TrustError(
+                f"{release.name} version {release.version} states {what} {value:g}; this device's "
+                f"policy allows {greatest:g}",
+                hint=f"keep the model in use, or let the device's owner change greatest_{what}",
+                code="policy",
+            )
+
+
+_AGAIN = "obtain the release again from its source; if it is still refused, do not use it"

@@ -1,0 +1,145 @@
+"""May this request be served? The client decides, from its own policy, approvals and ledger.
+
+The rule: everything is checked before anything is reserved, and what the server says about itself
+counts for nothing. A request is served only if the coordinator signed it, the owner approved its
+plan, it brings the model that it names, it is newer than anything served before, the owner's floors
+hold, and the remaining budget covers it. This module is pure: it reads values and returns a
+verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.canonical import Json, number
+from common.errors import PlanError, Refusal, TrustError
+from common.keys import PublicKey
+from common.ledger import Entry, Kind
+from common.plan import Plan
+from common.policy import Policy
+from common.privacy.events import Event
+from common.wire import Arrays, RoundRequest, digest_arrays
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A request that may be served.
+
+    ``answered`` is the disclosure that already answers it: the same bytes go out again, at no cost.
+    Otherwise ``intent`` is the body of the entry to record before any noise is drawn.
+    """
+
+    request: RoundRequest
+    plan: Plan
+    intent: Json
+    answered: Entry | None = None
+
+
+def read_request(envelope: bytes, coordinator: PublicKey) -> RoundRequest:
+    """Hostile bytes to a request that the coordinator signed; :class:`Refusal` otherwise."""
+    try:
+        return RoundRequest.verify(envelope, coordinator)
+    except TrustError as error:
+        raise Refusal(str(error), code=_code(error)) from error
+
+
+def judge(
+    request: RoundRequest,
+    arrays: Arrays,
+    *,
+    plans: Mapping[str, Plan],
+    shapes: Mapping[str, tuple[int, ...]],
+    policy: Policy,
+    chain: Sequence[Entry],
+    spent: Iterable[Event],
+    noise: str,
+) -> Admission:
+    """Decide on a request whose signature is already verified.
+
+    Args:
+        request: what the coordinator asks.
+        arrays: the model that came along.
+        plans: approved plans by digest.
+        shapes: parameter shapes of the approved plan's model, by name.
+        policy: the owner's terms, as they stand now.
+        chain: this federation's ledger entries.
+        spent: events on this data set, across all federations.
+        noise: which stream would be used, ``cryptographic`` or ``simulated``.
+
+    Raises:
+        Refusal: its ``code`` is all that the server learns.
+    """
+    plan = plans.get(request.plan)
+    if plan is None or not _is_approved(chain, request.plan):
+        raise Refusal("the owner has not approved this plan", code="not-approved")
+    if {name: array.shape for name, array in arrays.items()} != dict(shapes) or any(
+        array.dtype.name != "float32" for array in arrays.values()
+    ):
+        raise Refusal("the arrays are not this plan's model", code="wrong-model")
+    if digest_arrays(arrays) != request.model:
+        raise Refusal("the arrays are not those that were signed for", code="wrong-model")
+    if not 1 <= request.round <= plan.rounds:
+        raise Refusal(f"round {request.round} is not in the plan", code="stale-round")
+    try:
+        policy.check(plan)
+    except PlanError as error:
+        raise Refusal(str(error), code="below-floor") from error
+    if noise == "simulated" and not policy.simulated:
+        raise Refusal("repeatable noise on data that is not simulated", code="below-floor")
+
+    intent = intent_body(request, plan, noise)
+    earlier = [entry for entry in chain if entry.kind is Kind.INTENT]
+    for entry in earlier:
+        if entry.body["request"] == request.digest:
+            return Admission(request, plan, intent, answered=_disclosure(chain, entry))
+    _check_fresh(request, earlier)
+    if not policy.budget.admits(spent, plan.privacy.event()):
+        raise Refusal("the data set's budget does not cover this round", code="budget-exhausted")
+    return Admission(request, plan, intent)
+
+
+def intent_body(request: RoundRequest, plan: Plan, noise: str) -> Json:
+    """What is recorded before noise is drawn: all that its cost depends on, and what it answers."""
+    return {
+        "plan": request.plan,
+        "run": request.run,
+        "incarnation": request.incarnation,
+        "round": request.round,
+        "request": request.digest,
+        "model": request.model,
+        "event": plan.privacy.event().json(),
+        "clipping_norm": number(plan.privacy.clipping_norm),
+        "divisor": number(plan.privacy.divisor),
+        "noise": noise,
+    }
+
+
+def _is_approved(chain: Sequence[Entry], plan: str) -> bool:
+    return any(entry.kind is Kind.APPROVAL and entry.body["plan"] == plan for entry in chain)
+
+
+def _disclosure(chain: Sequence[Entry], intent: Entry) -> Entry:
+    for entry in chain:
+        if entry.kind is Kind.DISCLOSURE and entry.body["intent"] == intent.seq:
+            return entry
+    # Killed between intent and disclosure. Fresh noise under an old entry would let the same budget
+    # buy two answers, so the round is lost and stays charged.
+    raise Refusal("this round was begun and never finished: its budget is spent", code="forfeited")
+
+
+def _check_fresh(request: RoundRequest, earlier: Sequence[Entry]) -> None:
+    """Rounds only go forward; a restored server says so by its incarnation."""
+    served = [
+        (entry.body["incarnation"], entry.body["round"])
+        for entry in earlier
+        if entry.body["run"] == request.run
+    ]
+    if served:
+        last = max(served)
+        if request.incarnation < last[0] or (request.incarnation, request.round) <= last:
+            raise Refusal("an old round is asked again", code="stale-round")
+
+
+def _code(error: TrustError) -> str:
+    return error.code if error.code in ("malformed", "bad-signature") else "malformed"

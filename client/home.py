@@ -1,0 +1,169 @@
+"""Where does a client keep what it is? A directory: its name, its data, its terms.
+
+The rule: everything here is local and the owner's. Paths, the data binding, the policy and the seed
+of a simulation come from this directory and from nowhere else; no message, plan or run
+configuration can name another. Private keys are not here: ``client.json`` names the key directory.
+
+    client.json    name, the coordinator's key, where ledger and keys are, a seed if simulated
+    policy.json    what the owner allows
+    binding.json   where the data is
+    rows.npy       which of its rows are this client's (simulations share one source)
+    plans/         approved plans, as the coordinator signed them
+    outbox/        the last update, as it was disclosed
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import durable
+from common.canonical import CanonicalError, decode, encode
+from common.config import Table
+from common.data.binding import Binding
+from common.errors import InputError, PlanError, PrivetError
+from common.keys import KeyDirectory, PublicKey
+from common.ledger import Ledger
+from common.policy import Policy
+
+SCHEMA_VERSION = 1
+HOME_VARIABLE = "PRIVET_CLIENT_HOME"
+
+
+@dataclass(frozen=True)
+class Home:
+    """A client's directory, read and checked.
+
+    Args:
+        path: the directory.
+        client: the name it enrolled under.
+        coordinator: whose requests it may serve; the federation's name is this key's fingerprint.
+        ledger: the ledger file.
+        keys: the key directory; the client's secret is stored there under its name.
+        seed: for repeatable noise; only with a policy that says ``simulated``.
+        policy, binding: see their modules.
+    """
+
+    path: Path
+    client: str
+    coordinator: PublicKey
+    ledger: Path
+    keys: Path
+    seed: int | None
+    policy: Policy
+    binding: Binding
+
+    @property
+    def federation(self) -> str:
+        return self.coordinator.fingerprint
+
+    @property
+    def plans(self) -> Path:
+        return self.path / "plans"
+
+    @property
+    def outbox(self) -> Path:
+        return self.path / "outbox"
+
+    @property
+    def rows(self) -> Path:
+        return self.path / "rows.npy"
+
+    def open_ledger(self) -> Ledger:
+        return Ledger(self.ledger, KeyDirectory(self.keys).secret(self.client))
+
+    def create(self) -> None:
+        """Write this home and its empty ledger. The directory must not exist yet."""
+        if self.seed is not None and not self.policy.simulated:
+            raise _seed_without_simulation(self.path)
+        with durable.disk_errors(self.path):
+            for directory in (self.path, self.plans, self.outbox):
+                directory.mkdir(parents=True)
+            self.ledger.parent.mkdir(parents=True, exist_ok=True)
+        Ledger.create(self.ledger, KeyDirectory(self.keys).create_secret(self.client))
+        durable.replace(self.path / "policy.json", self.policy.encode())
+        durable.replace(self.path / "binding.json", encode(self.binding.json()))
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "client": self.client,
+            "coordinator": self.coordinator.text(),
+            "ledger": os.path.relpath(self.ledger, self.path),
+            "keys": str(self.keys.absolute()),
+        }
+        if self.seed is not None:
+            document["seed"] = self.seed
+        durable.replace(self.path / "client.json", encode(document))
+
+    @classmethod
+    def read(cls, path: Path) -> Home:
+        """Read a client's directory; a typed error says what is missing or contradictory."""
+        document = Table(_read_json(path / "client.json"), source=str(path / "client.json"))
+        document.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
+        home = cls(
+            path=path,
+            client=document.name("client"),
+            coordinator=PublicKey.from_text(document.text("coordinator")),
+            ledger=(path / document.text("ledger")).resolve(),
+            keys=Path(document.text("keys")),
+            seed=document.integer("seed", low=0, high=2**53 - 1) if document.has("seed") else None,
+            policy=Policy.decode(_read_bytes(path / "policy.json")),
+            binding=Binding.decode(_read_bytes(path / "binding.json")),
+        )
+        document.done()
+        if home.seed is not None and not home.policy.simulated:
+            raise _seed_without_simulation(path)
+        return home
+
+
+def locate(partition: int | None) -> Path:
+    """This process's client directory, from the environment of whoever started it.
+
+    ``PRIVET_CLIENT_HOME`` names a client's directory; in a simulation on Ray, where one process
+    plays many clients, it names the directory that holds theirs, in the order of their names.
+
+    Raises:
+        InputError: nothing is set, or it does not name a client.
+    """
+    value = os.environ.get(HOME_VARIABLE)
+    if not value:
+        raise InputError(
+            f"{HOME_VARIABLE} is not set, so there is no policy and no data",
+            hint="start clients with `privet`, or set it to a client's directory",
+            code="no-client-home",
+        )
+    path = Path(value)
+    if (path / "client.json").is_file():
+        return path
+    homes = sorted(entry.parent for entry in path.glob("*/client.json"))
+    if partition is None or not 0 <= partition < len(homes):
+        raise InputError(
+            f"{path} holds {len(homes)} clients; there is none for partition {partition}",
+            hint="ask for as many nodes as there are clients",
+            code="no-client-home",
+        )
+    return homes[partition]
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}", hint="is this a client's directory?"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        return decode(_read_bytes(path))
+    except CanonicalError as error:
+        raise PlanError(f"{path}: {error}") from error
+
+
+def _seed_without_simulation(path: Path) -> PrivetError:
+    return PlanError(
+        f"{path}: a seed makes noise repeatable, and the policy does not say simulated = true",
+        hint="remove the seed; only data that needs no protection may use repeatable noise",
+        code="seed-without-simulation",
+    )

@@ -1,0 +1,92 @@
+"""A client's records, ready to train on: checked against the schema, turned into features.
+
+The rule: what training reads is the plan's schema and the plan's model applied to this client's
+rows, and nothing is learned from the rows on the way: bounds are the schema's, features are fixed.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.home import Home
+from client.training.clipping import check_trainable
+from common.data.binding import Binding, load_training
+from common.data.schema import Schema
+from common.data.source import Records
+from common.errors import DataError
+from common.models.preprocess import fixed_features
+from common.models.registry import Model, build
+from common.plan import Plan
+
+log = logging.getLogger("privet.client")
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Features (N, …) float32, labels (N,) int64, and the network that reads them; N >= 0."""
+
+    features: Tensor
+    labels: Tensor
+    network: nn.Module
+
+
+def check_records(home: Home, plan: Plan) -> None:
+    """Judge, before approval, that a client's records and a plan's model fit each other.
+
+    Raises:
+        DataError: unreadable, or outside of the schema.
+        PlanError: the model is unknown, or cannot be trained record by record.
+    """
+    source = _load(home.binding.encode(), plan.schema)
+    _rows(home, len(source.labels))
+    model = _model(home, plan)
+    blank = fixed_features(model, plan.schema, np.zeros((1, *plan.schema.shape), np.float32))
+    check_trainable(model.network, torch.from_numpy(np.array(blank)))
+
+
+def records_for_round(home: Home, plan: Plan) -> TrainingSet:
+    """A client's records in a round, when nothing that the server sees may depend on them.
+
+    Data that no longer fits (it did at approval) counts as no records: the round is answered, and
+    charged, like any other, and the reason stays in this machine's log.
+    """
+    try:
+        source = _load(home.binding.encode(), plan.schema)
+        rows = _rows(home, len(source.labels))
+        raw, labels = source.features[rows], source.labels[rows]
+    except DataError as error:
+        log.error("training on no records: %s", error)
+        raw, labels = np.zeros((0, *plan.schema.shape), np.float32), np.zeros(0, np.int64)
+    model = _model(home, plan)
+    features = fixed_features(model, plan.schema, raw)
+    with warnings.catch_warnings():
+        # Features may be a read-only map of a file, and nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return TrainingSet(torch.from_numpy(features), torch.from_numpy(labels), model.network)
+
+
+def _model(home: Home, plan: Plan) -> Model:
+    return build(plan.model, plan.schema, seed=0, bindings=home.binding.models)
+
+
+def _rows(home: Home, available: int) -> NDArray[np.int64]:
+    if not home.rows.exists():
+        return np.arange(available)
+    rows: NDArray[np.int64] = np.load(home.rows, allow_pickle=False)
+    if rows.ndim != 1 or rows.dtype != np.int64 or ((rows < 0) | (rows >= available)).any():
+        raise DataError(f"{home.rows} does not name rows of the data", hint="prepare the run again")
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _load(binding: bytes, schema: Schema) -> Records:
+    # In a simulation one process plays many clients that share a source: read it once.
+    return load_training(Binding.decode(binding), schema)

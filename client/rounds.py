@@ -1,0 +1,173 @@
+"""One round, as the data sees it: guard, intent, training, disclosure, reply. No Flower in here.
+
+The rule is an order of events. The guard decides; the intent is on disk; only then is noise drawn;
+the update is on disk before the disclosure that names it; only then does it leave. A crash at any
+point wastes budget at worst. The same request gets the same bytes again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from client.approval import approved_plans
+from client.guard import Admission, judge, read_request
+from client.home import Home
+from client.records import TrainingSet, records_for_round
+from client.training import Engine
+from common import durable
+from common.errors import Refusal
+from common.keys import Identity
+from common.ledger import Entry, Kind, Ledger
+from common.plan import Plan
+from common.privacy.noise import CRYPTOGRAPHIC, SIMULATED, Stream
+from common.wire import (
+    Arrays,
+    Hello,
+    Receipt,
+    RollCall,
+    RoundRequest,
+    digest_arrays,
+    pack_arrays,
+    unpack_arrays,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What leaves the client: an update, and a signed :class:`~common.wire.Receipt`."""
+
+    update: Arrays
+    receipt: bytes
+
+
+class Client:
+    """A client at work: its directory, ledger, approved plans, and records once needed."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._ledger: Ledger = home.open_ledger()
+        self._plans = approved_plans(home)
+        self._records: dict[str, TrainingSet] = {}
+        self._clean_outbox()
+
+    @property
+    def identity(self) -> Identity:
+        return self._ledger.identity(self.home.federation)
+
+    def answer_roll_call(self, envelope: bytes) -> bytes:
+        """Say who this is, to the coordinator that it enrolled with and to nobody else."""
+        call = RollCall.verify(envelope, self.home.coordinator)
+        return Hello(self.home.client, call.nonce).sign(self.identity.key)
+
+    def answer(self, envelope: bytes, arrays: Arrays) -> Answer:
+        """Serve one round request, or refuse it.
+
+        Raises:
+            Refusal: nothing was spent; the code may be told to the server.
+            OperationError: the disk refused; whatever was recorded stays charged.
+        """
+        request = read_request(envelope, self.home.coordinator)
+        with self._ledger.locked():
+            admission = self._judge(request, arrays)
+            if admission.answered is not None:
+                return self._again(admission.request, admission.answered)
+            intent = self._ledger.append(self.home.federation, Kind.INTENT, admission.intent)
+        update = self._train(admission, arrays)
+        return self._disclose(admission.request, intent, update)
+
+    # -- the steps -----------------------------------------------------------------------------
+
+    def _judge(self, request: RoundRequest, arrays: Arrays) -> Admission:
+        plan = self._plans.get(request.plan)
+        return judge(
+            request,
+            arrays,
+            plans=self._plans,
+            shapes=self._shapes(plan) if plan else {},
+            policy=self.home.policy,
+            chain=self._ledger.chain(self.home.federation),
+            spent=self._ledger.spent(),
+            noise=SIMULATED if self.home.seed is not None else CRYPTOGRAPHIC,
+        )
+
+    def _train(self, admission: Admission, arrays: Arrays) -> Arrays:
+        plan, round_ = admission.plan, admission.request.round
+        if self.home.seed is None:
+            stream = Stream.cryptographic()
+        else:
+            stream = Stream.simulated(self.home.seed, plan.digest, self.home.client, round_)
+        records = self._training_set(plan)
+        engine = Engine(records.network, plan.privacy, plan.optimizer)
+        return engine.round(arrays, records.features, records.labels, stream)
+
+    def _disclose(self, request: RoundRequest, intent: Entry, update: Arrays) -> Answer:
+        file = self._outbox_file(request)
+        durable.replace(file, pack_arrays(update), mode=0o600)
+        with self._ledger.locked():
+            body = {"intent": intent.seq, "update": digest_arrays(update)}
+            self._ledger.append(self.home.federation, Kind.DISCLOSURE, body)
+        for older in self.home.outbox.iterdir():
+            if older != file:
+                older.unlink()
+        return self._sign(request, intent, update)
+
+    def _again(self, request: RoundRequest, disclosure: Entry) -> Answer:
+        """The bytes that were disclosed before; if they are gone, the round is forfeited."""
+        try:
+            update = unpack_arrays(self._outbox_file(request).read_bytes())
+        except FileNotFoundError as error:
+            raise Refusal("answered before, and the answer is gone", code="forfeited") from error
+        if digest_arrays(update) != disclosure.body["update"]:
+            raise Refusal("the stored answer is not what was disclosed", code="ledger-unusable")
+        chain = self._ledger.chain(self.home.federation)
+        return self._sign(request, chain[disclosure.body["intent"]], update)
+
+    def _sign(self, request: RoundRequest, intent: Entry, update: Arrays) -> Answer:
+        chain = self._ledger.chain(self.home.federation)
+        receipt = Receipt(
+            client=self.home.client,
+            plan=request.plan,
+            round=request.round,
+            request=request.digest,
+            intent=intent.digest,
+            update=digest_arrays(update),
+            head=chain[-1].digest,
+            entries=len(chain),
+        )
+        return Answer(update, receipt.sign(self.identity.key))
+
+    # -- what is kept --------------------------------------------------------------------------
+
+    def _training_set(self, plan: Plan) -> TrainingSet:
+        if plan.digest not in self._records:
+            self._records = {plan.digest: records_for_round(self.home, plan)}
+        return self._records[plan.digest]
+
+    def _shapes(self, plan: Plan) -> dict[str, tuple[int, ...]]:
+        network = self._training_set(plan).network
+        return {name: tuple(value.shape) for name, value in network.named_parameters()}
+
+    def _outbox_file(self, request: RoundRequest) -> Path:
+        return self.home.outbox / f"{request.digest}.update"
+
+    def _clean_outbox(self) -> None:
+        """Bytes without a disclosure never left and never may: a crash came between."""
+        with self._ledger.locked():
+            chain = self._ledger.chain(self.home.federation)
+            disclosed = {e.body["intent"] for e in chain if e.kind is Kind.DISCLOSURE}
+            kept = {
+                f"{entry.body['request']}.update"
+                for entry in chain
+                if entry.kind is Kind.INTENT and entry.seq in disclosed
+            }
+            for file in self.home.outbox.iterdir():
+                if file.name not in kept:
+                    file.unlink()
+
+
+@lru_cache(maxsize=4096)
+def open_client(path: Path) -> Client:
+    """The client at work in a directory; opened once a process."""
+    return Client(Home.read(path))
