@@ -1,0 +1,1 @@
+"""Coordinate rounds, check and aggregate updates, keep checkpoints, and release signed models."""

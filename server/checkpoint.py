@@ -1,0 +1,131 @@
+"""What survives a crash? After every round, the model and what the next round starts from.
+
+The rules: a checkpoint is two files, and the small one is written last: a manifest whose digest of
+the model matches is a whole checkpoint, anything else is not one. The incarnation and the nonces of
+a round are on disk before its requests are sent, so a restored server never passes an old request
+off as new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import durable
+from common.canonical import CanonicalError, Json, decode, digest, encode
+from common.errors import TrustError
+from common.wire import Arrays, pack_arrays, unpack_arrays
+
+SCHEMA_VERSION = 1
+KEEP = 3  # checkpoints; older ones are deleted
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after ``round`` rounds.
+
+    Args:
+        run, plan: what it belongs to.
+        round: 0 before the first.
+        model: float32 arrays by name.
+        changed: how many rounds changed the model.
+        heads: each client's last receipt: ``{name: {"head": digest, "entries": n}}``.
+    """
+
+    run: str
+    plan: str
+    round: int
+    model: Arrays
+    changed: int = 0
+    heads: Mapping[str, Json] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """The ``checkpoints/`` directory of one run."""
+
+    def __init__(self, path: Path, run: str, plan: str) -> None:
+        self.path = path
+        self._run, self._plan = run, plan
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint durably, then forget the oldest ones."""
+        data = pack_arrays(checkpoint.model)
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "run": checkpoint.run,
+            "plan": checkpoint.plan,
+            "round": checkpoint.round,
+            "changed": checkpoint.changed,
+            "model": digest(data),
+            "heads": dict(checkpoint.heads),
+        }
+        name = f"round-{checkpoint.round:06d}"
+        durable.replace(self.path / f"{name}.safetensors", data)
+        durable.replace(self.path / f"{name}.json", encode(manifest))
+        for old in sorted(self.path.glob("round-*.json"))[:-KEEP]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; a torn one is passed over, a foreign one is an error.
+
+        Raises:
+            TrustError: the newest manifest belongs to another run or plan.
+        """
+        durable.sweep(self.path)
+        for manifest in sorted(self.path.glob("round-*.json"), reverse=True):
+            checkpoint = self._load(manifest)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def begin_incarnation(self) -> int:
+        """Count and record one more start of this run: 0 for the first."""
+        state = self._read_state()
+        incarnation = 0 if state is None else int(state["incarnation"]) + 1
+        self._write_state(incarnation, 0, {})
+        return incarnation
+
+    def begin_round(self, incarnation: int, round_: int, nonces: Mapping[str, str]) -> None:
+        """Record what is about to be asked, before it is sent."""
+        self._write_state(incarnation, round_, nonces)
+
+    def _write_state(self, incarnation: int, round_: int, nonces: Mapping[str, str]) -> None:
+        state = {"incarnation": incarnation, "round": round_, "nonces": dict(nonces)}
+        durable.replace(self.path / "pending.json", encode(state))
+
+    def _read_state(self) -> Json | None:
+        file = self.path / "pending.json"
+        if not file.exists():
+            return None
+        try:
+            state = decode(file.read_bytes())
+            if type(state["incarnation"]) is not int:
+                raise CanonicalError("the incarnation is not a count")
+        except (CanonicalError, KeyError) as error:
+            raise TrustError(f"{file} is damaged: {error}", code="bad-checkpoint") from error
+        return state
+
+    def _load(self, manifest: Path) -> Checkpoint | None:
+        try:
+            document = decode(manifest.read_bytes())
+            data = manifest.with_suffix(".safetensors").read_bytes()
+        except (CanonicalError, OSError):
+            return None
+        if digest(data) != document.get("model"):
+            return None
+        if (document["run"], document["plan"]) != (self._run, self._plan):
+            raise TrustError(
+                f"{manifest} belongs to another run or plan",
+                hint="resume the directory that it came from",
+                code="bad-checkpoint",
+            )
+        return Checkpoint(
+            run=document["run"],
+            plan=document["plan"],
+            round=document["round"],
+            model=unpack_arrays(data),
+            changed=document["changed"],
+            heads=document["heads"],
+        )

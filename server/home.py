@@ -1,0 +1,127 @@
+"""What does the coordinator know? Its run, its plan, its keys, and who is enrolled.
+
+The rule: this is the coordinator's own directory, read at start and not changed by what clients
+say. Enrolment binds a client's name to the key that its receipts must be signed with; an answer
+from anybody else does not count. Keys are elsewhere; ``server.json`` names the key directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import durable
+from common.canonical import CanonicalError, decode, encode
+from common.config import Table
+from common.data.binding import Binding
+from common.errors import InputError, PlanError
+from common.keys import KeyDirectory, PublicKey, SigningKey
+from common.plan import Plan
+
+SCHEMA_VERSION = 1
+COORDINATOR = "coordinator"  # the name of its key in the key directory
+
+
+@dataclass(frozen=True)
+class Member:
+    """An enrolled client: the name that it is known by, its pseudonym and ledger key here."""
+
+    name: str
+    pseudonym: str
+    key: PublicKey
+
+
+@dataclass(frozen=True)
+class ServerHome:
+    """One run's directory, as the coordinator sees it.
+
+    Args:
+        path: the run directory.
+        run: random id, 32 hexadecimal digits.
+        plan: what is trained.
+        keys: the coordinator's key directory.
+        members: enrolled clients by name.
+        binding: where the public test set and the models are, on this machine.
+        seed: makes initial weights and cohorts repeatable; None in a deployment.
+    """
+
+    path: Path
+    run: str
+    plan: Plan
+    keys: Path
+    members: Mapping[str, Member]
+    binding: Binding
+    seed: int | None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def signing_key(self) -> SigningKey:
+        return KeyDirectory(self.keys).load(COORDINATOR)
+
+    def create(self) -> None:
+        """Write ``plan.json``, then ``server.json``, which makes the directory a run."""
+        with durable.disk_errors(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        durable.replace(self.path / "plan.json", self.plan.encode())
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "run": self.run,
+            "keys": str(self.keys.absolute()),
+            "binding": self.binding.json(),
+            "members": {
+                member.name: {"pseudonym": member.pseudonym, "key": member.key.text()}
+                for member in self.members.values()
+            },
+        }
+        if self.seed is not None:
+            document["seed"] = self.seed
+        durable.replace(self.path / "server.json", encode(document))
+
+    @classmethod
+    def read(cls, path: Path) -> ServerHome:
+        """Read a run directory.
+
+        Raises:
+            InputError: there is no run here.
+            PlanError: its files are malformed.
+        """
+        try:
+            data = (path / "server.json").read_bytes()
+            plan = Plan.decode((path / "plan.json").read_bytes())
+        except OSError as error:
+            raise InputError(
+                f"{path} holds no run: cannot read {error.filename}",
+                hint="start one with `privet simulate`",
+                code="no-run",
+            ) from error
+        try:
+            document = Table(decode(data), source=str(path / "server.json"))
+        except CanonicalError as error:
+            raise PlanError(f"{path / 'server.json'}: {error}") from error
+        document.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
+        members = document.table("members")
+        home = cls(
+            path=path,
+            run=document.text("run"),
+            plan=plan,
+            keys=Path(document.text("keys")),
+            members={name: _member(members.table(name), name) for name in members.values},
+            binding=Binding.decode(encode(document.table("binding").values)),
+            seed=document.integer("seed", low=0, high=2**53 - 1) if document.has("seed") else None,
+        )
+        members.done()
+        document.done()
+        return home
+
+
+def _member(table: Table, name: str) -> Member:
+    member = Member(name, table.text("pseudonym"), PublicKey.from_text(table.text("key")))
+    table.done()
+    return member

@@ -1,0 +1,302 @@
+"""Our own round loop over Flower's Grid: roll call, request, wait, validate, aggregate, checkpoint.
+
+The rules: one bad client costs one reply, never the run. A round ends at its deadline whoever is
+silent. A round without a quorum of valid replies changes nothing, and says so. The state on disk
+after each round is all that the next one needs, so a run continues where it was killed and ends in
+the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from common import durable
+from common.canonical import Json
+from common.errors import BudgetError, NetworkError, TrustError
+from common.statement import Envelope
+from common.wire import Arrays, Hello, RollCall, RoundRequest, digest_arrays
+from server.aggregation.mean import ExactMean
+from server.aggregation.strategy import next_model, strategy_for
+from server.aggregation.validate import Expected, Rejected, check_reply
+from server.checkpoint import Checkpoint, CheckpointStore
+from server.home import ServerHome
+from server.messages import read_hello, read_reply, roll_call, round_requests
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round did; one line of ``metrics.jsonl``.
+
+    Args:
+        round: 1 … plan.rounds.
+        asked, valid: clients asked, and replies that counted.
+        changed: whether the model changed (a quorum was reached).
+        dropped: client to code, for replies that did not count.
+        accuracy: on the public test set, in [0, 1]; None if there is none.
+        seconds: wall time.
+    """
+
+    round: int
+    asked: int
+    valid: int
+    changed: bool
+    dropped: Mapping[str, str]
+    accuracy: float | None
+    seconds: float
+
+
+class RoundLoop:
+    """Runs a plan's rounds to the end, from wherever its checkpoints say.
+
+    Args:
+        home: the run.
+        grid: Flower's connection to the nodes.
+        initial: the model before round 1.
+        score: accuracy of a model, or None.
+        progress: called as (round, answers so far, asked) while a round waits.
+        on_round: called after each round's checkpoint is durable.
+    """
+
+    def __init__(
+        self,
+        home: ServerHome,
+        grid: Grid,
+        initial: Arrays,
+        *,
+        score: Callable[[Arrays], float] | None = None,
+        progress: Callable[[int, int, int], None] | None = None,
+        on_round: Callable[[RoundReport], None] | None = None,
+    ) -> None:
+        self._home, self._grid, self._plan = home, grid, home.plan
+        self._key = home.signing_key()
+        self._score = score
+        self._progress = progress or (lambda *_: None)
+        self._on_round = on_round or (lambda _: None)
+        self._strategy = strategy_for(self._plan.optimizer)
+        self._shapes = {name: array.shape for name, array in initial.items()}
+        self._limit = sum(array.nbytes + 1024 for array in initial.values())
+        self._store = CheckpointStore(home.checkpoints, home.run, self._plan.digest)
+        latest = self._store.latest()
+        self._state = latest or Checkpoint(home.run, self._plan.digest, 0, initial)
+        self._codes: Counter[str] = Counter()
+
+    def run(self) -> Arrays:
+        """All remaining rounds; the final model.
+
+        Raises:
+            NetworkError: nobody enrolled is there, or no round of the run had a quorum.
+            BudgetError: the clients refused because their budgets are spent.
+        """
+        incarnation = self._store.begin_incarnation()
+        self._trim_metrics()
+        nodes = self._roll_call()
+        for round_ in range(self._state.round + 1, self._plan.rounds + 1):
+            self._round(round_, incarnation, nodes)
+        if self._state.changed == 0:
+            raise self._nothing_changed()
+        return self._state.model
+
+    # -- one round -----------------------------------------------------------------------------
+
+    def _round(self, round_: int, incarnation: int, nodes: Mapping[str, int]) -> None:
+        began = time.monotonic()
+        cohort = self._choose(round_, sorted(nodes))
+        requests = {client: self._request(round_, incarnation) for client in cohort}
+        self._store.begin_round(
+            incarnation, round_, {client: request.nonce for client, request in requests.items()}
+        )
+        mean, heads, dropped = ExactMean(self._shapes), dict(self._state.heads), dict[str, str]()
+        by_node = {nodes[client]: client for client in cohort}
+        messages = round_requests(
+            self._state.model,
+            [(nodes[client], request.sign(self._key)) for client, request in requests.items()],
+            f"round-{round_}",
+        )
+        for message in self._exchange(messages, round_):
+            client = by_node.pop(message.metadata.src_node_id, None)
+            if client is None:
+                continue  # a duplicate, or nobody who was asked
+            try:
+                heads[client] = self._accept(message, client, requests[client], mean)
+            except Rejected as error:
+                dropped[client] = error.code
+        dropped |= dict.fromkeys(by_node.values(), "silent")
+        self._finish(round_, began, mean, heads, dropped, len(cohort))
+
+    def _accept(
+        self, message: Message, client: str, request: RoundRequest, mean: ExactMean
+    ) -> Json:
+        reply = read_reply(message, self._limit)
+        expected = Expected(
+            client=client,
+            key=self._home.members[client].key,
+            request=request,
+            shapes=self._shapes,
+            bound=self._plan.optimizer.update_bound,
+            entries=int(self._state.heads.get(client, {}).get("entries", 0)),
+        )
+        receipt = check_reply(expected, reply.update, reply.receipt)
+        mean.add(reply.update)
+        return {"head": receipt.head, "entries": receipt.entries}
+
+    def _finish(
+        self,
+        round_: int,
+        began: float,
+        mean: ExactMean,
+        heads: Mapping[str, Json],
+        dropped: Mapping[str, str],
+        asked: int,
+    ) -> None:
+        changed = mean.count >= self._plan.cohort.quorum
+        model = self._state.model
+        if changed:
+            model = next_model(self._strategy, round_, model, mean.mean())
+        self._codes.update(dropped.values())
+        self._state = replace(
+            self._state,
+            round=round_,
+            model=model,
+            changed=self._state.changed + changed,
+            heads=heads,
+        )
+        report = RoundReport(
+            round=round_,
+            asked=asked,
+            valid=mean.count,
+            changed=changed,
+            dropped=dropped,
+            accuracy=self._score(model) if self._score else None,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        # The metrics line first: a crash between the two repeats the round and trims the line.
+        line = json.dumps(asdict(report), sort_keys=True).encode() + b"\n"
+        durable.append(self._home.metrics, line)
+        self._store.save(self._state)
+        self._on_round(report)
+
+    # -- talking to nodes ----------------------------------------------------------------------
+
+    def _roll_call(self) -> dict[str, int]:
+        """Enrolled clients that are there, by name. Waits up to a round's deadline for a quorum."""
+        nonce = secrets.token_hex(16)
+        envelope = RollCall(self._home.run, nonce).sign(self._key)
+        found: dict[str, int] = {}
+        asked: set[int] = set()
+        deadline = time.monotonic() + self._plan.cohort.deadline
+        while True:
+            new = [node for node in self._grid.get_node_ids() if node not in asked]
+            asked.update(new)
+            for message in self._exchange(roll_call(envelope, new, "roll-call"), 0):
+                name = self._who(message, nonce)
+                if name is not None:
+                    found.setdefault(name, message.metadata.src_node_id)
+            if len(found) >= min(self._plan.cohort.clients, len(self._home.members)):
+                return found
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        if len(found) < self._plan.cohort.quorum:
+            raise NetworkError(
+                f"{len(found)} enrolled clients answered; a round needs {self._plan.cohort.quorum}",
+                hint="start more clients, or look into their logs for why they refused",
+                code="too-few-clients",
+            )
+        return found
+
+    def _who(self, message: Message, nonce: str) -> str | None:
+        """The enrolled client that signed this hello, whatever it calls itself."""
+        try:
+            envelope = read_hello(message)
+        except Rejected as error:
+            self._codes[error.code] += 1
+            return None
+        try:
+            # The key id is a hint; the signature decides.
+            hints = {name for name, _ in Envelope.decode(envelope).signatures}
+            for member in self._home.members.values():
+                if member.key.fingerprint in hints:
+                    hello = Hello.verify(envelope, member.key)
+                    known = (hello.client, hello.nonce) == (member.name, nonce)
+                    return member.name if known else None
+        except TrustError as error:
+            self._codes[error.code] += 1
+        return None
+
+    def _exchange(self, messages: list[Message], round_: int) -> list[Message]:
+        """Send, and collect answers until all are here or the deadline has passed."""
+        waiting = set(self._grid.push_messages(messages)) if messages else set()
+        deadline = time.monotonic() + self._plan.cohort.deadline
+        answers: list[Message] = []
+        while waiting:
+            batch = list(self._grid.pull_messages(waiting))
+            answers += batch
+            waiting -= {message.metadata.reply_to_message_id for message in batch}
+            self._progress(round_, len(answers), len(messages))
+            if time.monotonic() > deadline:
+                break
+            if waiting and not batch:
+                time.sleep(POLL_SECONDS)
+        return answers
+
+    # -- choosing and naming -------------------------------------------------------------------
+
+    def _request(self, round_: int, incarnation: int) -> RoundRequest:
+        return RoundRequest(
+            plan=self._plan.digest,
+            run=self._home.run,
+            incarnation=incarnation,
+            round=round_,
+            model=digest_arrays(self._state.model),
+            nonce=secrets.token_hex(16),
+        )
+
+    def _choose(self, round_: int, present: list[str]) -> list[str]:
+        """This round's cohort, by stable name: the same in every process for a seed."""
+        size = min(self._plan.cohort.clients, len(present))
+        if self._home.seed is None:
+            return sorted(secrets.SystemRandom().sample(present, size))
+
+        def draw(name: str) -> str:
+            return hashlib.sha256(f"{self._home.seed}/{round_}/{name}".encode()).hexdigest()
+
+        return sorted(sorted(present, key=draw)[:size])
+
+    def _trim_metrics(self) -> None:
+        """Forget lines of rounds after the checkpoint: they are about to be repeated."""
+        if not self._home.metrics.exists():
+            return
+        lines = self._home.metrics.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _round_of(line) <= self._state.round]
+        durable.replace(self._home.metrics, b"".join(kept))
+
+    def _nothing_changed(self) -> BudgetError | NetworkError:
+        codes = ", ".join(f"{code} x {count}" for code, count in self._codes.most_common())
+        if self._codes and set(self._codes) <= {"refused-budget-exhausted"}:
+            return BudgetError(
+                "every client refused: its data set's budget is spent",
+                hint="the data owners decide whether there is more",
+            )
+        return NetworkError(
+            f"no round had a quorum of valid replies ({codes or 'no answers'})",
+            hint="metrics.jsonl says for each round which client was dropped and why",
+            code="no-quorum",
+        )
+
+
+def _round_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["round"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # torn by a crash
