@@ -1,0 +1,1 @@
+"""A whole federation in one machine's memory, or on a Ray cluster."""

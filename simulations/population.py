@@ -1,0 +1,230 @@
+"""Who are the clients, and what do they hold? A data set is dealt out to directories.
+
+The rule: a simulated client is a real one. It has its own key, policy, approval and ledger, and
+runs the same code; only its rows come from a share of one data set, and its coordinator lives next
+door. How rows are dealt depends on the seed and the data set alone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.approval import approve
+from client.home import Home
+from common import durable
+from common.data.binding import Binding, load_training
+from common.data.source import Records
+from common.errors import DataError, InputError
+from common.keys import Identity, KeyDirectory
+from common.statement import PLAN_TYPE, Envelope
+from server.home import COORDINATOR, Member, ServerHome
+from simulations.experiment import Experiment
+
+Rows = NDArray[np.int64]
+APPROVER, RECOVERY = "approver", "recovery"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prepared run directory, and where the keys of its simulated parties are."""
+
+    path: Path
+    keys: Path
+
+    @property
+    def clients(self) -> Path:
+        return self.path / "clients"
+
+    @property
+    def ledgers(self) -> Path:
+        return self.path / "ledgers"
+
+    @property
+    def plan_envelope(self) -> Path:
+        return self.path / "plan.dsse.json"
+
+    def party(self, name: str) -> KeyDirectory:
+        """The key directory of one party: coordinator, approver, recovery or clients."""
+        return KeyDirectory(self.keys / name)
+
+
+def prepare(
+    experiment: Experiment, out: Path, *, progress: Callable[[int, int], None] = lambda *_: None
+) -> Run:
+    """Make a run directory: parties, keys, shares of the data, and every owner's approval.
+
+    Args:
+        experiment: what to run.
+        out: must not exist, or be empty.
+        progress: called as (clients done, clients) along the way.
+
+    Raises:
+        InputError: the directory is in use.
+        DataError: the data cannot be read or dealt out as asked.
+        BudgetError: the owners' budget does not cover the plan; nothing was made.
+    """
+    check_free(out)
+    plan, policy = experiment.plan, experiment.policy
+    policy.check(plan)
+    policy.check_budget(plan)
+    records = load_training(experiment.binding, plan.schema)
+    shares = deal(records, experiment.binding, experiment.settings.seed)
+    keys = state_home() / "keys" / secrets.token_hex(8)
+    with durable.disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        keys.mkdir(parents=True, mode=0o700)
+        draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
+    try:
+        with durable.disk_errors(out):
+            _fill(Run(draft, keys), experiment, shares, progress)
+            draft.chmod(0o755)
+            draft.replace(out)  # whole, or not there
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(keys, ignore_errors=True)
+        raise
+    return Run(out, keys)
+
+
+def _fill(
+    run: Run, experiment: Experiment, shares: dict[str, Rows], progress: Callable[[int, int], None]
+) -> None:
+    plan, settings = experiment.plan, experiment.settings
+    coordinator = run.party(COORDINATOR).create(COORDINATOR)
+    for other in (APPROVER, RECOVERY):
+        run.party(other).create(other)
+    envelope = Envelope.sign(PLAN_TYPE, plan.encode(), [coordinator]).encode()
+    durable.replace(run.plan_envelope, envelope)
+    members: dict[str, Member] = {}
+    for done, (name, rows) in enumerate(shares.items(), start=1):
+        home = Home(
+            path=run.clients / name,
+            client=name,
+            coordinator=coordinator.public,
+            ledger=run.ledgers / f"{name}.jsonl",
+            keys=run.keys / "clients",
+            seed=settings.seed,
+            policy=replace(experiment.policy, dataset=f"{experiment.policy.dataset}.{name}"[:64]),
+            binding=experiment.binding,
+        )
+        home.create()
+        np.save(home.rows, rows)
+        approve(home, envelope)
+        secret = KeyDirectory(home.keys).secret(name)
+        identity = Identity.derive(secret, coordinator.public.fingerprint)
+        members[name] = Member(name, identity.pseudonym, identity.key.public)
+        progress(done, len(shares))
+    ServerHome(
+        path=run.path,
+        run=secrets.token_hex(16),
+        plan=plan,
+        keys=run.keys / COORDINATOR,
+        members=members,
+        binding=experiment.binding,
+        seed=settings.seed,
+    ).create()
+
+
+def check_free(out: Path) -> None:
+    """Refuse a directory that holds something; nothing is overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"{out} is in use",
+            hint="name another directory with --out, or continue that run with --resume",
+            code="directory-in-use",
+        )
+
+
+def reopen(path: Path, experiment: Experiment) -> Run:
+    """A run directory that :func:`prepare` made earlier, to continue the same experiment.
+
+    Raises:
+        InputError: there is no run, or it is of another plan or seed.
+    """
+    home = ServerHome.read(path)
+    if (home.plan.digest, home.seed) != (experiment.plan.digest, experiment.settings.seed):
+        raise InputError(
+            f"{path} runs another plan or seed than this file",
+            hint="resume with the same file, seed and settings that it was started with",
+            code="another-plan",
+        )
+    return Run(path, home.keys.parent)
+
+
+def state_home() -> Path:
+    """``$PRIVET_STATE_HOME``, else ``$XDG_STATE_HOME/privet``, else ``~/.local/state/privet``."""
+    if chosen := os.environ.get("PRIVET_STATE_HOME"):
+        return Path(chosen)
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "privet"
+
+
+# -- dealing out ---------------------------------------------------------------------------------
+
+
+def deal(records: Records, binding: Binding, seed: int | None) -> dict[str, Rows]:
+    """Which rows each client holds, by the client's name. Every row goes to exactly one client."""
+    if binding.partition_by is not None:
+        return _by_group(records)
+    generator = np.random.default_rng(seed)
+    clients = binding.clients or 1
+    if clients > len(records):
+        raise DataError(
+            f"{clients} clients for {len(records)} records", hint="ask for fewer clients"
+        )
+    if binding.partition == "dirichlet":
+        parts = _dirichlet(records.labels, clients, binding.alpha or 1.0, generator)
+    else:
+        order = generator.permutation(len(records))
+        sizes = _sizes(len(records), clients, binding.partition or "equal")
+        parts = np.split(order, np.cumsum(sizes)[:-1])
+    width = len(str(clients - 1))
+    return {
+        f"client-{index:0{width}d}": np.sort(part).astype(np.int64)
+        for index, part in enumerate(parts)
+    }
+
+
+def _sizes(records: int, clients: int, partition: str) -> list[int]:
+    """``equal``: as even as can be. ``unequal``: in the proportions 1 to 3, evenly spread."""
+    weights = np.ones(clients) if partition == "equal" else np.linspace(1, 3, clients)
+    edges = np.floor(np.cumsum(weights) / weights.sum() * records + 0.5).astype(int)
+    return [int(size) for size in np.diff(np.concatenate([[0], edges]))]
+
+
+def _dirichlet(
+    labels: NDArray[np.int64], clients: int, alpha: float, generator: np.random.Generator
+) -> list[Rows]:
+    """Each class is spread by its own Dirichlet(alpha) draw (Hsu et al. 2019, arXiv 1909.06335)."""
+    parts: list[list[Rows]] = [[] for _ in range(clients)]
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        shares = generator.dirichlet(np.full(clients, alpha))
+        edges = np.floor(np.cumsum(shares) * len(rows) + 0.5).astype(int)[:-1]
+        for part, piece in zip(parts, np.split(rows, edges), strict=True):
+            part.append(piece)
+    return [np.concatenate(part) for part in parts]
+
+
+def _by_group(records: Records) -> dict[str, Rows]:
+    """One client for each value of the partition column, named after it."""
+    groups = np.array(records.groups or ())
+    result: dict[str, Rows] = {}
+    for value in sorted(set(records.groups or ())):
+        name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in value)
+        name = (name.strip(".-_") or "client")[:48]
+        while name in result:
+            name += "-x"
+        result[name] = np.flatnonzero(groups == value).astype(np.int64)
+    if len(result) < 1:
+        raise DataError("the partition column has no values")
+    return result
