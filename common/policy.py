@@ -15,7 +15,7 @@ from common.canonical import CanonicalError, Json, decode, digest, encode, numbe
 from common.config import Table
 from common.errors import BudgetError, PlanError
 from common.plan import Plan
-from common.privacy.filter import Budget
+from common.privacy.filter import Budget, least_budget
 
 SCHEMA_VERSION = 1
 
@@ -84,15 +84,17 @@ class Policy:
         Raises:
             BudgetError: says what it needs and what there is.
         """
-        needed = self.budget.spent([plan.privacy.event(plan.rounds + self.spare_rounds)])
+        events = [plan.privacy.event(plan.rounds + self.spare_rounds)]
+        needed = self.budget.spent(events)
         if needed > self.budget.epsilon:
             spare = f" and {self.spare_rounds} spare" if self.spare_rounds else ""
+            least = least_budget(events, self.budget.delta)
             raise BudgetError(
                 f"{plan.rounds} rounds{spare} would use epsilon {needed:.4g} of data set "
                 f"{self.dataset!r}, whose budget is {self.budget.epsilon:g} (delta "
                 f"{self.budget.delta:g}, order {self.budget.order})",
-                hint=f"set policy.budget to at least {math.ceil(needed * 100) / 100:g}, or plan "
-                "fewer rounds, more noise or a lower sampling rate",
+                hint=f"the least budget that admits it is {math.ceil(least.epsilon * 1e4) / 1e4:g} "
+                f"with policy.order = {least.order}; or plan fewer rounds or more noise",
             )
 
     def encode(self) -> bytes:

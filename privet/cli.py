@@ -196,7 +196,8 @@ def _print_plan(data: dict[str, Any]) -> None:
         f"{privacy['spare_rounds']} spare rounds {privacy['epsilon_with_spare']:.4f} is needed"
     )
     print(
-        f"least budget        {privacy['least_budget']:.4f}   that admits it, spare rounds included"
+        f"least budget        {privacy['least_budget']:.4f}   that admits it, spare rounds "
+        f"included, at order {privacy['least_budget_order']}"
     )
     for name, value in privacy["accountants"].items():
         print(f"  {name:<20}{value:.6f}")

@@ -25,6 +25,7 @@ def check_plan(plan: Plan, policy: Policy) -> dict[str, Any]:
     declared = accountants(plan.event(), privacy.delta)
     with_spare = [privacy.event(plan.rounds + policy.spare_rounds)]
     needed = budget.spent(with_spare)
+    least = least_budget(with_spare, budget.delta)
     return {
         "plan": plan.digest,
         "name": plan.name,
@@ -45,7 +46,8 @@ def check_plan(plan: Plan, policy: Policy) -> dict[str, Any]:
             "order": budget.order,
             "spare_rounds": policy.spare_rounds,
             "epsilon_with_spare": needed,
-            "least_budget": least_budget(with_spare, budget.delta),
+            "least_budget": least.epsilon,
+            "least_budget_order": least.order,
             "accountants": declared,
         },
         "admitted": needed <= budget.epsilon,

@@ -73,37 +73,8 @@ def default_order(epsilon: float, delta: float) -> int:
     return min(max(accountant.ORDERS), max(2, round(1 + math.sqrt(log_term / rho))))
 
 
-def least_budget(events: Iterable[Event], delta: float, order: int | None = None) -> float:
-    """The least epsilon for which a budget admits all of ``events``.
-
-    With ``order`` given, the budget is held at that order; otherwise at the one that
-    :func:`default_order` derives from the answer itself.
-    """
+def least_budget(events: Iterable[Event], delta: float) -> Budget:
+    """The least budget that admits all of ``events``: its epsilon, and the order to hold it at."""
     merged = tuple(events)
-    if order is not None:
-        return Budget(math.inf, delta, order).spent(merged)
-    # default_order falls as epsilon grows, so a candidate per order is enough: the least epsilon
-    # whose own derived order admits the events.
-    best = math.inf
-    for candidate in accountant.ORDERS:
-        needed = Budget(math.inf, delta, candidate).spent(merged)
-        if math.isfinite(needed) and needed > 0:
-            low = _least_epsilon_of_order(candidate, delta, needed)
-            if low is not None:
-                best = min(best, low)
-    return best
-
-
-def _least_epsilon_of_order(order: int, delta: float, needed: float) -> float | None:
-    """The least epsilon >= needed whose default order is ``order``, if there is one."""
-    if default_order(needed, delta) == order:
-        return needed
-    if default_order(needed, delta) < order:
-        return None  # every larger epsilon has a still smaller order
-    low, high = needed, needed
-    while default_order(high, delta) > order:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if default_order(middle, delta) > order else (low, middle)
-    return high if default_order(high, delta) == order else None
+    best = min(accountant.ORDERS, key=lambda order: Budget(math.inf, delta, order).spent(merged))
+    return Budget(Budget(math.inf, delta, best).spent(merged), delta, best)
