@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from common import durable
@@ -135,7 +136,7 @@ def locate(partition: int | None) -> Path:
     path = Path(value)
     if (path / "client.json").is_file():
         return path
-    homes = sorted(entry.parent for entry in path.glob("*/client.json"))
+    homes = _homes(path)
     if partition is None or not 0 <= partition < len(homes):
         raise InputError(
             f"{path} holds {len(homes)} clients; there is none for partition {partition}",
@@ -143,6 +144,12 @@ def locate(partition: int | None) -> Path:
             code="no-client-home",
         )
     return homes[partition]
+
+
+@lru_cache(maxsize=16)
+def _homes(path: Path) -> list[Path]:
+    """The clients' directories in one; a simulation makes all of them before it starts."""
+    return sorted(entry.parent for entry in path.glob("*/client.json"))
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -88,6 +88,7 @@ def prepare(
             _fill(Run(draft, keys), experiment, shares, progress)
             draft.chmod(0o755)
             draft.replace(out)  # whole, or not there
+            durable.sync_directory(out.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(keys, ignore_errors=True)

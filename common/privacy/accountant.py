@@ -5,8 +5,8 @@ same on every machine up to the last few bits. This is the accountant that the f
 auditor's offline check run; :mod:`common.privacy.reference` is the independent second opinion.
 
 Sources: Rényi cost of the subsampled Gaussian at an integer order: Mironov, Talwar, Zhang 2019
-(arXiv 1908.10530), section 3.3, equation (6). Conversion to (epsilon, delta): Canonne, Kamath,
-Steinke 2020 (arXiv 2004.00010), proposition 12.
+(arXiv 1908.10530), section 3.3. Conversion to (epsilon, delta): Canonne, Kamath,
+Steinke 2020 (arXiv 2004.00010, v4), proposition 12.
 """
 
 from __future__ import annotations

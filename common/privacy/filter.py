@@ -5,7 +5,7 @@ while the sum of their costs *at that order* fits. That stays a valid (epsilon, 
 however the server adapts later requests to earlier answers, which a minimum over orders taken
 afterwards does not. Nothing is ever refunded.
 
-Source: Feldman and Zrnic 2021 (arXiv 2008.11193), theorem 4.3; Lécuyer 2021 (arXiv 2103.01379).
+Source: Feldman and Zrnic 2021 (arXiv 2008.11193); Lécuyer 2021 (arXiv 2103.01379).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def default_order(epsilon: float, delta: float) -> int:
     """The order that serves a budget of (epsilon, delta) best for Gaussian-like spending.
 
     A mechanism of Rényi cost rho x order converts to epsilon = rho + 2 sqrt(rho log(1/delta)) at
-    the order 1 + sqrt(log(1/delta) / rho) (Bun and Steinke 2016, lemma 3.5); this solves that for
+    the order 1 + sqrt(log(1/delta) / rho) (Bun and Steinke 2016, arXiv 1605.02065, proposition 1.3); this solves that for
     rho.
 
     >>> default_order(8.0, 1e-5), default_order(3.0, 1e-5)

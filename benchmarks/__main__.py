@@ -1,0 +1,11 @@
+"""Run every benchmark, one after the other, each in a process of its own."""
+
+import subprocess
+import sys
+
+NAMES = ("device", "grid")
+
+if __name__ == "__main__":
+    for name in NAMES:
+        print(f"\n{name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=True)

@@ -1,0 +1,71 @@
+"""One prediction at a time: the device's verified ONNX model beside the same model in torch eager.
+
+The peer is what people do without us: keep the module and call it. Both use one thread and take the same
+raw records.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Row, at_least, main, plain
+from common.data.schema import Schema
+from common.inference import Session, synthetic_records
+from common.models.preprocess import ServingModel
+from common.models.registry import build
+from server.release.export import to_onnx
+
+CLASSES = tuple("0123456789")
+DIGITS = Schema("image", (1, 8, 8), CLASSES, lower=0.0, upper=16.0)
+FASHION = Schema("image", (1, 28, 28), CLASSES, lower=0.0, upper=255.0)
+
+
+def measure(quick: bool) -> list[Row]:
+    """p50 of single predictions, in turn, and their ratio."""
+    torch.set_num_threads(1)
+    calls = 200 if quick else 2000
+    rows: list[Row] = []
+    for name, schema, goal in (
+        ("softmax", DIGITS, 1.2),
+        ("cnn", FASHION, 3.0),
+        ("scattering", FASHION, 1.5),
+    ):
+        serving = ServingModel(build(name, schema, seed=1), schema).eval()
+        session = Session(to_onnx(serving, schema), schema)
+        record = synthetic_records(schema, 1)
+        tensor = torch.from_numpy(record)
+
+        def eager(serving: ServingModel = serving, tensor: torch.Tensor = tensor) -> None:
+            with torch.inference_mode():
+                serving(tensor)
+
+        def ours(session: Session = session, record: np.ndarray = record) -> None:  # type: ignore[type-arg]
+            session.predict(record)
+
+        ours_us, eager_us = _p50(ours, eager, calls)
+        rows += [
+            plain(f"{name}: p50 of one prediction, device", ours_us, "us"),
+            plain(f"{name}: p50 of one prediction, torch eager", eager_us, "us"),
+            at_least(f"{name}: torch eager / device", eager_us / ours_us, "x", goal),
+        ]
+    return rows
+
+
+def _p50(one: Callable[[], None], other: Callable[[], None], calls: int) -> tuple[float, float]:
+    times: tuple[list[float], list[float]] = ([], [])
+    for call in range(calls + 20):
+        for work, taken in zip((one, other), times, strict=True):
+            began = time.perf_counter_ns()
+            work()
+            if call >= 20:
+                taken.append((time.perf_counter_ns() - began) / 1000)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+if __name__ == "__main__":
+    main("device", measure)

@@ -1,0 +1,88 @@
+"""What every benchmark has in common: the machine, the rows, and how they are printed.
+
+The rule: a row is a figure, what was measured, and the goal it is held against; a goal that is missed is
+printed as missed. Pairs are measured in turn, so that a machine whose speed drifts slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. ``met`` is None where there is no goal."""
+
+    figure: str
+    measured: float
+    unit: str
+    goal: str = ""
+    met: bool | None = None
+
+
+def at_most(figure: str, measured: float, unit: str, goal: float) -> Row:
+    """A figure whose goal is an upper bound."""
+    return Row(figure, measured, unit, f"<= {goal:g}", measured <= goal)
+
+
+def at_least(figure: str, measured: float, unit: str, goal: float) -> Row:
+    """A figure whose goal is a lower bound."""
+    return Row(figure, measured, unit, f">= {goal:g}", measured >= goal)
+
+
+def plain(figure: str, measured: float, unit: str) -> Row:
+    """A figure without a goal, there to be seen."""
+    return Row(figure, measured, unit)
+
+
+def in_turn(one: Callable[[], None], other: Callable[[], None], runs: int) -> tuple[float, float]:
+    """Median seconds of two things, measured in turn after one warm-up of each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for run in range(runs + 1):
+        for work, taken in zip((one, other), times, strict=True):
+            began = time.perf_counter()
+            work()
+            if run:
+                taken.append(time.perf_counter() - began)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on."""
+    model = ""
+    with Path("/proc/cpuinfo").open() as file:
+        for line in file:
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": model,
+        "cores": os.cpu_count() or 0,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "flwr", "onnxruntime")},
+    }
+
+
+def main(name: str, measure: Callable[[bool], Sequence[Row]]) -> None:
+    """Run a benchmark's command line."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    options = parser.parse_args()
+    rows = measure(options.quick)
+    if options.format == "json":
+        print(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}))
+        return
+    for row in rows:
+        verdict = {True: "met", False: "MISSED", None: ""}[row.met]
+        print(f"{row.figure:<58}{row.measured:>12.4g} {row.unit:<8}{row.goal:<10}{verdict}")
