@@ -164,7 +164,7 @@ def _path(table: Table, key: str, base: Path) -> str | None:
     if not table.has(key):
         return None
     # abspath, not resolve: a link is kept, so that the owner may point it elsewhere.
-    return os.path.abspath(base / Path(table.text(key)).expanduser())
+    return os.path.abspath(base / Path(table.text(key)).expanduser())  # noqa: PTH100
 
 
 def _mapping(table: Table, key: str) -> dict[str, str]:

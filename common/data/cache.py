@@ -41,8 +41,8 @@ def feature_cache(name: str, key: bytes, shape: tuple[int, ...], compute: Blocks
         compute: yields the array in blocks along the first axis, in order.
 
     Returns:
-        A read-only array, mapped from the file. A cache that cannot be written costs time, never
-        the run: the array is then computed in memory.
+        An array mapped from the file; writing to the array never reaches the file. A cache that
+        cannot be written costs time, never the run: the array is then computed in memory.
     """
     stem = f"{name}-{hashlib.sha256(key).hexdigest()}"
     folder = cache_home() / "features"
@@ -57,7 +57,6 @@ def feature_cache(name: str, key: bytes, shape: tuple[int, ...], compute: Blocks
         stored = None
     if stored is None:
         stored = np.concatenate(list(compute()))
-        stored.flags.writeable = False
     return stored
 
 
@@ -66,7 +65,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> Array | None:
     try:
         if _digest(path) != path.name.split(".")[-2]:
             return None
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError):
         return None
     return array if array.shape == shape and array.dtype == np.float32 else None
@@ -85,8 +84,7 @@ def _write(folder: Path, stem: str, shape: tuple[int, ...], compute: Blocks) -> 
         if written != 4 * math.prod(shape):
             raise ValueError(f"computed {written // 4} values for an array of shape {shape}")
         path = folder / f"{stem}.{_digest(temporary)}.npy"
-        os.replace(temporary, path)
-        return path
+        return temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -31,7 +31,7 @@ Parameters = dict[str, NDArray[np.float32]]
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def softmax(schema: Schema, generator: torch.Generator) -> Model:
+def softmax(schema: Schema) -> Model:
     """Multinomial logistic regression, started at zero: size x classes + classes parameters."""
     return Model(nn.Flatten(), _linear(schema.size, len(schema.classes)))
 
@@ -59,7 +59,7 @@ def cnn(schema: Schema, generator: torch.Generator) -> Model:
     return Model(nn.Identity(), nn.Sequential(layers))
 
 
-def scattering(schema: Schema, generator: torch.Generator) -> Model:
+def scattering(schema: Schema) -> Model:
     """Fixed scattering features, normalised within each record, and logistic regression on them.
 
     Features of a 28 x 28 image: 81 channels x 7 x 7 = 3,969. The group norm has no parameters, so

@@ -71,8 +71,8 @@ class ServingModel(nn.Module):
 def fixed_features(model: Model, schema: Schema, raw: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the network sees of each record: (N, *schema.shape) raw values -> (N, F...) features.
 
-    Features that name their version in ``model.cache`` are kept on disk and come back read-only,
-    mapped from the file; asking again for the same records costs milliseconds.
+    Features that name their version in ``model.cache`` are kept on disk and come back mapped
+    from the file; asking again for the same records costs milliseconds.
     """
     raw = np.ascontiguousarray(raw, dtype=np.float32)
     shape = (len(raw), *_output_shape(model, schema))

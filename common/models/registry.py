@@ -108,13 +108,14 @@ def _build_in(name: str, schema: Schema, seed: int) -> Model:
 
     from common.models import networks
 
-    builders: dict[str, Callable[[Schema, torch.Generator], Model]] = {
-        "softmax": networks.softmax,
-        "mlp": networks.mlp,
-        "cnn": networks.cnn,
-        "scattering": networks.scattering,
+    generator = torch.Generator().manual_seed(seed)
+    builders: dict[str, Callable[[], Model]] = {
+        "softmax": lambda: networks.softmax(schema),
+        "mlp": lambda: networks.mlp(schema, generator),
+        "cnn": lambda: networks.cnn(schema, generator),
+        "scattering": lambda: networks.scattering(schema),
     }
-    return builders[name](schema, torch.Generator().manual_seed(seed))
+    return builders[name]()
 
 
 def _build_bound(name: str, target: str, schema: Schema, seed: int) -> Model:

@@ -1,8 +1,8 @@
 """From a trained model to one ONNX file, whole and reproducible.
 
 The rule: the same weights give the same bytes, and the bytes hold the model and nothing about the
-machine that made them: no path, no user, no date, no stack trace. Everything stands in one file, with
-one input (raw records) and one output (probabilities), and a batch axis of any length.
+machine that made them: no path, no user, no date, no stack trace. Everything stands in one file,
+with one input (raw records), one output (probabilities), and a batch axis of any length.
 """
 
 from __future__ import annotations
