@@ -44,7 +44,7 @@ def measure(quick: bool) -> list[Row]:
             with torch.inference_mode():
                 serving(tensor)
 
-        def ours(session: Session = session, record: np.ndarray = record) -> None:  # type: ignore[type-arg]
+        def ours(session: Session = session, record: np.ndarray = record) -> None:
             session.predict(record)
 
         ours_us, eager_us = _p50(ours, eager, calls)

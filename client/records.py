@@ -7,7 +7,6 @@ rows, and nothing is learned from the rows on the way: bounds are the schema's, 
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,7 +22,8 @@ from common.data.schema import Schema
 from common.data.source import Records
 from common.errors import DataError
 from common.models.preprocess import fixed_features
-from common.models.registry import Model, build
+from common.models.model import Model
+from common.models.registry import build
 from common.plan import Plan
 
 log = logging.getLogger("privet.client")
@@ -67,10 +67,7 @@ def records_for_round(home: Home, plan: Plan) -> TrainingSet:
         raw, labels = np.zeros((0, *plan.schema.shape), np.float32), np.zeros(0, np.int64)
     model = _model(home, plan)
     features = fixed_features(model, plan.schema, raw)
-    with warnings.catch_warnings():
-        # Features may be a read-only map of a file, and nothing here writes to them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return TrainingSet(torch.from_numpy(features), torch.from_numpy(labels), model.network)
+    return TrainingSet(torch.from_numpy(features), torch.from_numpy(labels), model.network)
 
 
 def _model(home: Home, plan: Plan) -> Model:

@@ -1,7 +1,7 @@
 """One value, one sequence of bytes: what is signed or digested is always this encoding.
 
-The rule: canonical JSON here is RFC 8785 restricted to objects, arrays, strings, integers of at
-most 53 bits, booleans and null. Floats are refused (write them with :func:`number`), so that no two
+The rule: canonical JSON here is RFC 8785 restricted to objects (keys up to U+FFFF), arrays,
+strings, integers of at most 53 bits, booleans and null. Floats are refused (write them with :func:`number`), so that no two
 JSON libraries can disagree about a digest. Reading is strict too: a duplicate key, a float, an
 oversized or deeply nested document, or bytes that are not already canonical are errors, never
 repaired.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 MAX_INTEGER = 2**53 - 1
@@ -75,7 +74,7 @@ def decode_lenient(data: bytes) -> Json:
     if len(data) > MAX_DOCUMENT_BYTES:
         raise CanonicalError(f"document of {len(data)} bytes is over {MAX_DOCUMENT_BYTES}")
     value = _loads(data)
-    _check(value, 0)
+    encode(value)  # what has no canonical form (a float, half of a surrogate pair) is refused
     return value
 
 
@@ -115,10 +114,13 @@ def _check(value: object, depth: int) -> None:
     if isinstance(value, int):
         if abs(value) > MAX_INTEGER:
             raise CanonicalError(f"integer {value} needs more than 53 bits: write it as a string")
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise CanonicalError(f"object key {key!r} is not a string")
+            # RFC 8785 sorts by UTF-16 units, Python by code points: they differ above U+FFFF only.
+            if not key.isascii() and max(key) > "\uffff":
+                raise CanonicalError(f"object key {key!r} has characters above U+FFFF")
             _check(item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -135,7 +136,10 @@ class Table:
                 raise self.error(key, f"{key}: {error}") from error
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, f"{key} must be a number, not {_kind(value)}")
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
         if not math.isfinite(value):
             raise self.error(key, f"{key} must be finite, not {value}")
         self._in_range(key, value, low, high)
@@ -181,7 +185,8 @@ class Table:
 
     def _in_range(self, key: str, value: float, low: float, high: float) -> None:
         if not low <= value <= high:
-            raise self.error(key, f"{key} = {value:g} must be from {low:g} to {high:g}")
+            shown = f"{value:g}" if abs(value) <= sys.maxsize else "a number of that size"
+            raise self.error(key, f"{key} = {shown} must be from {low:g} to {high:g}")
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> Table:
@@ -204,7 +209,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> Table:
         raise InputError(f"cannot read {path}: {error}", code="unreadable-file") from error
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise PlanError(
             f"{path} is not valid TOML: {error}",
             hint="mend that line; strings need quotes, tables look like [plan]",
@@ -225,7 +230,7 @@ def _apply(values: dict[str, Any], lines: dict[str, int], override: str) -> None
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # a bare word is a text
     table = values
     for key in keys[:-1]:

@@ -160,6 +160,11 @@ class KeyDirectory:
                 "run where they are, or start anew",
                 code="key-missing",
             ) from error
+        except OSError as error:
+            raise OperationError(
+                f"cannot read the key {file}: {error.strerror or error}",
+                hint="check the permissions of that path",
+            ) from error
         if len(secret) != 32:
             raise TrustError(f"{file} holds {len(secret)} bytes where a key has 32")
         return secret
@@ -180,9 +185,13 @@ def b64(text: object) -> bytes:
     if not isinstance(text, str):
         raise TrustError("expected base64 text")
     try:
-        return base64.b64decode(text.encode("ascii"), validate=True)
+        data = base64.b64decode(text.encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise TrustError("expected base64 text") from error
+    # The last characters can hold bits that mean nothing: one value, one spelling.
+    if base64.b64encode(data).decode() != text:
+        raise TrustError("expected base64 text in its only spelling")
+    return data
 
 
 def _derive(secret: bytes, purpose: str, length: int) -> bytes:

@@ -22,6 +22,7 @@ SCHEMA_VERSION = 1
 TASKS = ("classification",)
 AGGREGATIONS = ("fedavg",)
 TRUST_MODES = ("local", "distributed", "central")
+MAX_STEPS = 10**9  # over the whole plan
 # The privacy unit follows from who adds the noise; no other pair is offered.
 UNITS = {"local": "record", "distributed": "record", "central": "client"}
 
@@ -84,7 +85,15 @@ class Privacy:
         table.text("adjacency", ADJACENCY, choices=(ADJACENCY,))
         rate = table.number("sampling_rate", above=0, high=1)
         steps = table.integer("steps", low=1, high=10**6)
+        if steps * rounds > MAX_STEPS:
+            raise table.error(
+                "steps",
+                f"{steps} steps in each of {rounds} rounds are over {MAX_STEPS:g} in all",
+                hint="plan fewer rounds, or fewer steps",
+            )
         delta = table.number("delta", above=0, below=0.1)
+        if table.json_numbers and table.has("epsilon"):
+            raise table.error("epsilon", "a finished plan states its noise, not a target epsilon")
         if table.has("epsilon") == table.has("noise_multiplier"):
             raise table.error(
                 "epsilon",

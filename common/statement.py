@@ -9,7 +9,6 @@ brings count, and each counts once.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,13 +148,16 @@ def privacy_statement(subjects: dict[str, str], predicate: Json) -> bytes:
 def read_privacy_statement(payload: bytes) -> tuple[dict[str, str], dict[str, Any]]:
     """Subjects (name to SHA-256) and predicate of a *verified* statement payload."""
     try:
-        document = json.loads(payload)
+        document = decode_lenient(payload)
         if document["_type"] != STATEMENT_TYPE or document["predicateType"] != PRIVACY_PREDICATE:
             raise TrustError("signed, but not a Privet privacy statement")
-        subjects = {item["name"]: item["digest"]["sha256"] for item in document["subject"]}
+        named = [(item["name"], item["digest"]["sha256"]) for item in document["subject"]]
         predicate = document["predicate"]
     except (ValueError, KeyError, TypeError) as error:
         raise TrustError(f"malformed privacy statement: {error}") from error
+    subjects = dict(named) if all(isinstance(text, str) for pair in named for text in pair) else {}
+    if not subjects or len(subjects) != len(named):
+        raise TrustError("malformed privacy statement: its subjects are not one digest for a name")
     if not isinstance(predicate, dict):
         raise TrustError("malformed privacy statement: the predicate is not an object")
     return subjects, predicate

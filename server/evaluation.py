@@ -7,7 +7,6 @@ signed.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from common.data.binding import Binding, load_test
@@ -41,7 +40,7 @@ class Evaluator:
         right = 0
         with torch.no_grad():
             for start in range(0, len(self._labels), _BATCH):
-                part = torch.from_numpy(np.array(self._features[start : start + _BATCH]))
+                part = torch.from_numpy(self._features[start : start + _BATCH])
                 guess = self._network(part).argmax(1).numpy()
                 right += int((guess == self._labels[start : start + _BATCH]).sum())
         return right / len(self._labels)

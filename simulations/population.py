@@ -27,6 +27,7 @@ from common.errors import DataError, InputError
 from common.keys import Identity, KeyDirectory
 from common.statement import PLAN_TYPE, Envelope
 from server.home import COORDINATOR, Member, ServerHome
+from simulations.download import ensure
 from simulations.experiment import Experiment
 
 Rows = NDArray[np.int64]
@@ -76,6 +77,7 @@ def prepare(
     plan, policy = experiment.plan, experiment.policy
     policy.check(plan)
     policy.check_budget(plan)
+    ensure(experiment.binding)
     records = load_training(experiment.binding, plan.schema)
     shares = deal(records, experiment.binding, experiment.settings.seed)
     keys = state_home() / "keys" / secrets.token_hex(8)

@@ -12,13 +12,10 @@ import gzip
 import hashlib
 import math
 import struct
-import tempfile
-import urllib.request
 import zlib
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +24,7 @@ from numpy.typing import NDArray
 
 from common.data.cache import cache_home
 from common.data.schema import Column, Schema
-from common.durable import disk_errors
-from common.errors import DataError, NetworkError
+from common.errors import DataError
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -36,15 +32,6 @@ if TYPE_CHECKING:
 MOST_RECORDS = 10**7
 MOST_VALUES = 2**31  # 8 GiB of float32
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
-DOWNLOAD_SECONDS = 60.0
-# SHA-256 of the files' contents, uncompressed, since archives are compressed in several ways.
-FASHION_SHA256 = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
 
 
 @dataclass(frozen=True)
@@ -182,7 +169,7 @@ def _digits() -> tuple[NDArray[np.generic], NDArray[np.generic]]:
 def _fashion(source: FashionMnist) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
     prefix = {"train": "train", "test": "t10k"}[source.part]
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-    folder = _fashion_folder(source.path)
+    folder = fashion_folder(source.path)
     images = read_idx(folder / f"{names[0]}.gz", (28, 28))
     labels = read_idx(folder / f"{names[1]}.gz", ())
     if len(images) != len(labels) or not len(labels):
@@ -217,7 +204,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
             data = file.read(size + 1)
     except FileNotFoundError as error:
         raise DataError(
-            f"there is no file {path}", hint=_FASHION_HINT, code="no-such-file"
+            f"there is no file {path}", hint=FASHION_HINT, code="no-such-file"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}", hint="get the file again") from error
@@ -227,49 +214,14 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(count, *shape)
 
 
-_FASHION_HINT = "apt-get install dataset-fashion-mnist, or set path in [data] to its folder"
+FASHION_HINT = "apt-get install dataset-fashion-mnist, or set path in [data] to its folder"
 
 
-def _fashion_folder(path: str | None) -> Path:
+def fashion_folder(path: str | None) -> Path:
+    """Where Fashion-MNIST is: the given folder, else Debian's package, else the cache."""
     if path is not None:
         return Path(path)
-    if DEBIAN_FOLDER.is_dir():
-        return DEBIAN_FOLDER
-    folder = cache_home() / "fashion-mnist"
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name, expected in FASHION_SHA256.items():
-        path_of_file = folder / f"{name}.gz"
-        if not path_of_file.exists():
-            packed = _fetch(f"{FASHION_URL}/{name}.gz", expected)
-            with disk_errors(path_of_file), tempfile.TemporaryDirectory(dir=folder) as beside:
-                unnamed = Path(beside) / "packed"
-                unnamed.write_bytes(packed)
-                unnamed.replace(path_of_file)
-    return folder
-
-
-def _fetch(url: str, expected: str) -> bytes:
-    """Fetch one archive, and give it back only if its content has the expected SHA-256."""
-    limit = 64 * 2**20
-    try:
-        # The address is a constant of this module, and the content is checked by its digest.
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response:  # noqa: S310
-            packed: bytes = response.read(limit)
-    except (OSError, HTTPException) as error:
-        raise NetworkError(
-            f"Fashion-MNIST is not on this machine, and {url} cannot be fetched: {error}",
-            hint=_FASHION_HINT,
-        ) from error
-    try:
-        content = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(packed, limit)
-    except zlib.error:
-        content = b""
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise DataError(
-            f"{url} is not the file that was expected: its SHA-256 differs", hint=_FASHION_HINT
-        )
-    return packed
+    return DEBIAN_FOLDER if DEBIAN_FOLDER.is_dir() else cache_home() / "fashion-mnist"
 
 
 # -- CSV -----------------------------------------------------------------------------------------

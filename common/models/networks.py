@@ -19,7 +19,7 @@ from torch import nn
 
 from common.data.schema import Schema
 from common.errors import InputError, PlanError
-from common.models.registry import Model
+from common.models.model import Model
 from common.models.scattering import Scattering, channels
 
 HIDDEN = 32  # units of the mlp's hidden layer

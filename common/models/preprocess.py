@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common.data.cache import feature_cache
 from common.data.schema import Schema
-from common.models.registry import Model
+from common.models.model import Model
 
 BLOCK = 128  # records; fixed, because a kernel may round differently at another size
 

@@ -19,36 +19,16 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.config import NAME
 from common.data.schema import Schema
 from common.errors import PlanError
-
-if TYPE_CHECKING:
-    from torch import nn
+from common.models.model import Model
 
 BUILT_IN = ("softmax", "mlp", "cnn", "scattering")
 BINDING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NO_BINDINGS: Mapping[str, str] = {}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network in two parts.
-
-    Args:
-        features: fixed, without parameters, never trained: preprocessed input (B, *schema.shape)
-            float32 in, features (B, F...) float32 out.
-        network: trainable: features in, logits (B, classes) out.
-        cache: names the features' code and version, so that their values may be kept on disk and
-            found again; empty: they are computed each time. Change it whenever the features change.
-    """
-
-    features: nn.Module
-    network: nn.Module
-    cache: str = ""
 
 
 def names(bindings: Mapping[str, str] = NO_BINDINGS) -> tuple[str, ...]:
@@ -132,7 +112,7 @@ def _build_bound(name: str, target: str, schema: Schema, seed: int) -> Model:
         return Model(nn.Identity(), result)
     raise PlanError(
         f"{target} (model {name!r}) returned {type(result).__name__}, not a model",
-        hint="return an nn.Module that maps the input to logits, or a common.models.registry.Model",
+        hint="return an nn.Module that maps the input to logits, or a common.models.model.Model",
     )
 
 

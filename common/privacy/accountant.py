@@ -20,6 +20,8 @@ from common.privacy.events import Event, merge
 # Pinned: an epsilon is only reproducible together with the orders that it was minimised over.
 ORDERS: tuple[int, ...] = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512)
 
+_LARGEST = 1e300  # exponents and variances stay below this, short of where a float overflows
+
 
 @lru_cache(maxsize=4096)
 def step_cost(sampling_rate: float, noise_multiplier: float, order: int) -> float:
@@ -30,21 +32,23 @@ def step_cost(sampling_rate: float, noise_multiplier: float, order: int) -> floa
     """
     if order < 2:
         raise ValueError(f"order must be an integer of at least 2, not {order}")
-    q, sigma = sampling_rate, noise_multiplier
-    if sigma == 0:
+    q, variance = sampling_rate, min(noise_multiplier * noise_multiplier, _LARGEST)
+    if variance < order * order / _LARGEST:  # no noise, or too little for a finite cost
         return math.inf
     if q == 1:
-        return order / (2 * sigma**2)
+        return order / (2 * variance)
+    # The binomial weights add up to one, and the terms of k = 0 and 1 are weights alone. Taking
+    # that one out leaves positive terms only: nothing cancels, however small q or the cost is.
     terms = [
         _log_binomial(order, k)
         + k * math.log(q)
         + (order - k) * math.log1p(-q)
-        + (k * k - k) / (2 * sigma**2)
-        for k in range(order + 1)
+        + _log_expm1((k * k - k) / (2 * variance))
+        for k in range(2, order + 1)
     ]
     top = max(terms)
-    log_moment = top + math.log(math.fsum(math.exp(term - top) for term in terms))
-    return max(0.0, log_moment) / (order - 1)
+    log_excess = top + math.log(math.fsum(math.exp(term - top) for term in terms))
+    return _log1p_exp(log_excess) / (order - 1)
 
 
 def rdp(events: Iterable[Event], order: int) -> float:
@@ -77,6 +81,16 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     if not merged:
         return 0.0
     return min(to_epsilon(rdp(merged, order), order, delta) for order in ORDERS)
+
+
+def _log_expm1(x: float) -> float:
+    """log(e^x - 1) for x > 0, where e^x may be beyond a float."""
+    return x + math.log(-math.expm1(-x))
+
+
+def _log1p_exp(x: float) -> float:
+    """log(1 + e^x), where e^x may be beyond a float."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def _log_binomial(n: int, k: int) -> float:

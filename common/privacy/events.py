@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from common.canonical import CanonicalError, Json, number, parse_number
+from common.canonical import MAX_INTEGER, CanonicalError, Json, number, parse_number
 
 MECHANISM = "poisson-subsampled-gaussian"
 ADJACENCY = "add-or-remove-one"
@@ -39,8 +39,8 @@ class Event:
             raise ValueError(f"sampling_rate must be in (0, 1], not {self.sampling_rate}")
         if not (self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)):
             raise ValueError(f"noise_multiplier must be finite and >= 0: {self.noise_multiplier}")
-        if not 1 <= self.steps <= 10**9:
-            raise ValueError(f"steps must be from 1 to 1e9, not {self.steps}")
+        if not 1 <= self.steps <= MAX_INTEGER:
+            raise ValueError(f"steps must be from 1 to 2^53 - 1, not {self.steps}")
 
     def json(self) -> Json:
         return {

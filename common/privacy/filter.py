@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.privacy import accountant
-from common.privacy.events import Event
+from common.privacy.events import Event, merge
+
+_MOST_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -52,25 +54,36 @@ class Budget:
 
     def steps_left(self, spent: Iterable[Event], like: Event) -> int:
         """How many further steps of ``like``'s mechanism the budget covers."""
+        before = merge(spent)
         room = self.epsilon - accountant.conversion(self.order, self.delta)
-        room -= accountant.rdp(spent, self.order)
+        room -= accountant.rdp(before, self.order)
         cost = accountant.step_cost(like.sampling_rate, like.noise_multiplier, self.order)
-        return max(0, math.floor(room / cost + 1e-12)) if cost else 10**9
+        if room <= 0 or cost == math.inf:
+            return 0
+        steps = math.floor(min(room / cost, _MOST_STEPS)) if cost else _MOST_STEPS
+        # A quotient's rounding may be a step away from what admits() says; admits() decides.
+        while steps and not self.admits(before, replace(like, steps=steps)):
+            steps -= 1
+        while steps < _MOST_STEPS and self.admits(before, replace(like, steps=steps + 1)):
+            steps += 1
+        return steps
 
 
 def default_order(epsilon: float, delta: float) -> int:
     """The order that serves a budget of (epsilon, delta) best for Gaussian-like spending.
 
     A mechanism of Rényi cost rho x order converts to epsilon = rho + 2 sqrt(rho log(1/delta)) at
-    the order 1 + sqrt(log(1/delta) / rho) (Bun and Steinke 2016, arXiv 1605.02065, proposition 1.3); this solves that for
-    rho.
+    the order 1 + sqrt(log(1/delta) / rho) (Bun and Steinke 2016, arXiv 1605.02065, proposition
+    1.3); this solves that for rho.
 
     >>> default_order(8.0, 1e-5), default_order(3.0, 1e-5)
     (4, 9)
     """
     log_term = math.log(1 / delta)
-    rho = (math.sqrt(log_term + epsilon) - math.sqrt(log_term)) ** 2
-    return min(max(accountant.ORDERS), max(2, round(1 + math.sqrt(log_term / rho))))
+    # sqrt(log_term / rho), where sqrt(rho) = sqrt(log_term + epsilon) - sqrt(log_term), without
+    # the cancellation of that difference at a small epsilon.
+    ratio = (math.sqrt(log_term * (log_term + epsilon)) + log_term) / epsilon
+    return max(2, round(min(max(accountant.ORDERS), 1 + ratio)))
 
 
 def least_budget(events: Iterable[Event], delta: float) -> Budget:

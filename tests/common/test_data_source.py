@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import struct
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.data import source as module
 from common.data.schema import Column, Schema
 from common.data.source import (
     DEBIAN_FOLDER,
-    FASHION_SHA256,
     Csv,
     Digits,
     FashionMnist,
@@ -26,7 +21,7 @@ from common.data.source import (
     read_idx,
     split,
 )
-from common.errors import DataError, NetworkError
+from common.errors import DataError
 
 TEN = tuple("0123456789")
 DIGITS = Schema("image", (1, 8, 8), TEN, upper=16.0)
@@ -163,57 +158,6 @@ def test_images_and_labels_must_be_as_many(tmp_path: Path) -> None:
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
     with pytest.raises(DataError, match="2 images but 3 labels"):
         load(FashionMnist("test", str(tmp_path)), FASHION)
-
-
-class TestDownload:
-    """The network is a dictionary here."""
-
-    @pytest.fixture(autouse=True)
-    def no_debian(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path / "absent")
-        monkeypatch.setenv("PRIVET_CACHE_HOME", str(tmp_path / "cache"))
-
-    def serve(self, monkeypatch: pytest.MonkeyPatch, content: dict[str, bytes]) -> list[str]:
-        asked: list[str] = []
-
-        def urlopen(url: str, timeout: float) -> io.BytesIO:
-            asked.append(url)
-            if not content:
-                raise urllib.error.URLError("no route to host")
-            return io.BytesIO(content[url.rpartition("/")[2]])
-
-        monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-        return asked
-
-    def test_without_a_network_the_error_says_what_to_install(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        self.serve(monkeypatch, {})
-        with pytest.raises(NetworkError, match="no route to host") as caught:
-            load(FashionMnist(), FASHION)
-        assert "apt-get install dataset-fashion-mnist" in caught.value.hint
-
-    def test_a_file_with_another_digest_is_not_kept(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        fake = gzip.compress(idx((1, 28, 28), bytes(784)))
-        self.serve(monkeypatch, {f"{name}.gz": fake for name in FASHION_SHA256})
-        with pytest.raises(DataError, match="SHA-256 differs"):
-            load(FashionMnist(), FASHION)
-        assert not list((tmp_path / "cache/fashion-mnist").iterdir())
-
-    def test_fetched_files_are_kept_and_not_asked_for_again(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        images, labels = idx((2, 28, 28), bytes(2 * 784)), idx((2,), bytes([3, 9]))
-        content = {name: images if "images" in name else labels for name in FASHION_SHA256}
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-        monkeypatch.setattr(module, "FASHION_SHA256", digests)
-        packed = {f"{name}.gz": gzip.compress(data) for name, data in content.items()}
-        asked = self.serve(monkeypatch, packed)
-        for _ in range(2):
-            assert load(FashionMnist("test"), FASHION).labels.tolist() == [3, 9]
-        assert len(asked) == 4
 
 
 # -- CSV -----------------------------------------------------------------------------------------

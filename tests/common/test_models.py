@@ -19,7 +19,8 @@ from common.errors import InputError, PlanError
 from common.models import preprocess, registry
 from common.models.networks import load_parameters, parameters_of
 from common.models.preprocess import Preprocess, ServingModel, fixed_features
-from common.models.registry import Model, build
+from common.models.model import Model
+from common.models.registry import build
 
 TEN = tuple("0123456789")
 DIGITS = Schema("image", (1, 8, 8), TEN, upper=16.0)
