@@ -1,7 +1,7 @@
 """One prediction at a time: the device's verified ONNX model beside the same model in torch eager.
 
-The peer is what people do without us: keep the module and call it. Both use one thread and take the same
-raw records.
+The peer is what people do without us: keep the module and call it. Both use one thread and take the
+same raw records.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A whole simulated run: our Grid beside Flower's own engine with Ray, same apps, same model.
 
-Both run the digits example's plan with its guards, ledgers and receipts; what differs is only who carries
-the messages. The two models must be the same bytes, or the comparison is void.
+Both run the digits example's plan with its guards, ledgers and receipts; what differs is only who
+carries the messages. The two models must be the same bytes, or the comparison is void.
 """
 
 from __future__ import annotations

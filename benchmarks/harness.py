@@ -1,7 +1,8 @@
 """What every benchmark has in common: the machine, the rows, and how they are printed.
 
-The rule: a row is a figure, what was measured, and the goal it is held against; a goal that is missed is
-printed as missed. Pairs are measured in turn, so that a machine whose speed drifts slows both.
+The rule: a row is a figure, what was measured, and the goal it is held against; a goal that is
+missed is printed as missed. Pairs are measured in turn, so that a machine whose speed drifts slows
+both.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from common.data.binding import Binding, load_training
 from common.data.schema import Schema
 from common.data.source import Records
 from common.errors import DataError
-from common.models.preprocess import fixed_features
 from common.models.model import Model
+from common.models.preprocess import fixed_features
 from common.models.registry import build
 from common.plan import Plan
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from common.data.schema import Column, Schema
 from common.errors import InputError, PlanError
 from common.models import preprocess, registry
+from common.models.model import Model
 from common.models.networks import load_parameters, parameters_of
 from common.models.preprocess import Preprocess, ServingModel, fixed_features
-from common.models.model import Model
 from common.models.registry import build
 
 TEN = tuple("0123456789")
