@@ -70,6 +70,7 @@ def budget_plot(
             weight="bold",
         )
         done = [point for point in curve if point[0] <= rounds]
+        axes.set_xlim(-0.02 * curve[-1][0], 1.11 * curve[-1][0])
         # Steps: a round is charged as a whole, when it begins.
         _line(axes, [point for point in curve if point[0] >= rounds], ":", "steps-post")
         _line(axes, done, "-", "steps-post")
@@ -77,9 +78,8 @@ def budget_plot(
         axes.annotate(
             f"{math.ceil(100 * charged - 1e-9) / 100:.2f}",  # a bound is rounded up
             (rounds, charged),
-            xytext=(0, -16),
+            xytext=(6, -12),
             textcoords="offset points",
-            ha="center",
             color=_LINE,
             weight="bold",
         )

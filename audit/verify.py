@@ -22,7 +22,7 @@ from common.bundle import SIGNERS, Bundle, Trust
 from common.canonical import CanonicalError, Json, number, parse_number
 from common.errors import PlanError, TrustError
 from common.keys import PublicKey
-from common.ledger.entry import Entry, Kind, events
+from common.ledger.entry import Entry, Kind, events, verify_chain
 from common.plan import Plan
 from common.privacy import accountant
 from common.privacy.events import Event, merge
@@ -138,11 +138,11 @@ def check(bundle: Bundle, trust: Trust | None, *, signatures: int) -> Verdict:
     try:
         _check_claims(plan, claims)
         spends = [
-            _check_ledger(pseudonym, entries, plan, coordinator, claims)
+            _check_ledger(pseudonym, entries, plan, bundle, claims)
             for pseudonym, entries in sorted(bundle.ledgers.items())
         ]
         _check_totals(spends, bundle, claims)
-    except (KeyError, TypeError, CanonicalError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise TrustError(f"the statement or a ledger is malformed: {error}") from error
     return Verdict(
         authenticated=trust is not None,
@@ -192,30 +192,39 @@ def _check_claims(plan: Plan, claims: Mapping[str, Any]) -> None:
     if not _equal(parse_number(claims["accountants"]["rdp (privet)"]), own):
         raise TrustError(f"the statement's Rényi epsilon is not {own!r}, which the plan costs")
     headline = parse_number(claims["epsilon"])
-    if not 0 < headline <= own * (1 + TOLERANCE):
-        raise TrustError(f"the headline epsilon {headline} is not below its Rényi bound {own}")
+    floor = accountant.epsilon_floor(plan.event(), plan.privacy.delta)
+    if not floor * (1 - TOLERANCE) <= headline <= own * (1 + TOLERANCE):
+        raise TrustError(
+            f"the headline epsilon {headline} is not between {floor:.6g}, which an attack on the "
+            f"plan achieves, and its Rényi bound {own:.6g}"
+        )
+    if claims["clients"] != len(claims["ledgers"]):
+        raise TrustError("the statement counts other clients than it names ledgers")
 
 
 def _check_ledger(
     pseudonym: str,
     entries: Sequence[Entry],
     plan: Plan,
-    coordinator: PublicKey,
+    bundle: Bundle,
     claims: Mapping[str, Any],
 ) -> Spend:
-    """One client's entries, whose chain is checked: each intent against plan and approval."""
+    """One client's entries: chain and signatures, then each intent against plan and approval."""
+    federation = bundle.signers["coordinator"].fingerprint
     try:
+        # Once more than Bundle.read: an approver's bundle was never read from files.
+        verify_chain(entries, bundle.clients[pseudonym])
         claimed = claims["ledgers"][pseudonym]
         if (claimed["head"], claimed["entries"]) != (entries[-1].digest, len(entries)):
             raise TrustError(
                 "ends elsewhere than the statement says: its end was cut off or added to"
             )
-        if (entries[0].client, entries[0].federation) != (pseudonym, coordinator.fingerprint):
+        if (entries[0].client, entries[0].federation) != (pseudonym, federation):
             raise TrustError("entry 0: belongs to another client or federation")
-        terms = _approval(entries, plan)
+        simulated = _approval(entries, plan)["simulated"] is True
         for entry in entries:
             if entry.kind is Kind.INTENT:
-                _check_intent(entry, plan, bool(terms["simulated"]))
+                _check_intent(entry, plan, simulated)
     except (TrustError, IndexError) as error:
         raise TrustError(f"ledger {pseudonym[:12]}…: {error or 'it is empty'}") from error
     return spend(pseudonym, entries, plan)
@@ -229,9 +238,7 @@ def spend(pseudonym: str, entries: Sequence[Entry], plan: Plan) -> Spend:
     """
     terms = _approval(entries, plan)
     spent = merge(events(entries))
-    budget = Budget(
-        parse_number(terms["budget"]), parse_number(terms["delta"]), int(terms["order"])
-    )
+    budget = _budget(terms)
     charged = budget.spent(spent)
     if charged > budget.epsilon * (1 + TOLERANCE):
         raise TrustError(
@@ -250,6 +257,17 @@ def spend(pseudonym: str, entries: Sequence[Entry], plan: Plan) -> Spend:
         noise=tuple(sorted({entry.body["noise"] for entry in intents})),
         events=spent,
     )
+
+
+def _budget(terms: Json) -> Budget:
+    """An owner's budget; a client that signs nonsense must not stop the audit."""
+    epsilon, delta = parse_number(terms["budget"]), parse_number(terms["delta"])
+    order = terms["order"]
+    if type(order) is not int or not 2 <= order <= max(accountant.ORDERS):
+        raise CanonicalError(f"{order!r:.40} is not a Rényi order")
+    if not (epsilon > 0 and 0 < delta < 1):
+        raise CanonicalError(f"({epsilon}, {delta}) is not a budget")
+    return Budget(epsilon, delta, order)
 
 
 def _approval(entries: Sequence[Entry], plan: Plan) -> Json:
@@ -274,6 +292,8 @@ def _check_intent(entry: Entry, plan: Plan, simulated: bool) -> None:
     for name, value in expected.items():
         if body[name] != value:
             raise TrustError(f"entry {entry.seq}: its {name} is not the plan's")
+    if not 1 <= body["round"] <= plan.rounds:
+        raise TrustError(f"entry {entry.seq}: round {body['round']} is not in the plan")
     if body["noise"] not in ("cryptographic", "simulated"):
         raise TrustError(f"entry {entry.seq}: unknown kind of noise {body['noise']!r:.40}")
     if body["noise"] == "simulated" and not simulated:
@@ -281,7 +301,8 @@ def _check_intent(entry: Entry, plan: Plan, simulated: bool) -> None:
 
 
 def _check_totals(spends: Sequence[Spend], bundle: Bundle, claims: Mapping[str, Any]) -> None:
-    if set(claims["ledgers"]) != set(bundle.ledgers) or not spends:
+    ledgers = set(bundle.ledgers)
+    if set(claims["ledgers"]) != ledgers or set(bundle.clients) != ledgers or not spends:
         raise TrustError("the statement names other ledgers than the bundle holds")
     most = max(spend.epsilon_filter for spend in spends)
     if not _equal(parse_number(claims["epsilon_filter"]), most):

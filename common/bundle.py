@@ -87,12 +87,13 @@ class Bundle:
                 hint="name the bundle/ directory of a run",
                 code="no-bundle",
             )
+        data = _read(path, MANIFEST)
         try:
-            manifest = decode(_read(path, MANIFEST))
+            manifest = decode(data)
             signers = _keys(manifest, "signers")
             clients = _keys(manifest, "clients")
             files = _files(manifest)
-        except CanonicalError as error:
+        except (CanonicalError, TrustError) as error:
             raise TrustError(f"{MANIFEST}: {error}") from error
         expected = {PLAN, STATEMENT, *(f"{LEDGERS}/{name}.jsonl" for name in clients)}
         if set(files) != expected or set(signers) != set(SIGNERS):
@@ -137,6 +138,7 @@ class Trust:
             document = decode(path.read_bytes())
             if set(document) != {"schema_version", "signers", "clients"}:
                 raise CanonicalError("it has other fields than a trust file")
+            _check_version(document)
             signers, clients = document["signers"], document["clients"]
             for group in (signers, clients):
                 if not isinstance(group, dict) or not all(
@@ -180,25 +182,35 @@ def _files(manifest: Json) -> dict[str, str]:
     value = manifest.get("files")
     if set(manifest) != {"schema_version", "signers", "clients", "files"}:
         raise CanonicalError("other fields than a manifest has")
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise CanonicalError("another schema version")
+    _check_version(manifest)
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise CanonicalError("files is not an object of digests")
     return value
 
 
 def _no_strangers(path: Path, expected: set[str]) -> None:
-    present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not item.is_dir()}
-    if strangers := sorted(present - expected):
+    if (path / LEDGERS).is_symlink():
+        raise TrustError(f"{LEDGERS} is a link, not a directory")
+    present = {item.relative_to(path).as_posix() for item in path.rglob("*")}
+    if strangers := sorted(present - expected - {LEDGERS}):
         raise TrustError(f"{strangers[0]} is not listed in {MANIFEST}")
+
+
+def _check_version(document: Json) -> None:
+    version = document["schema_version"]
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise CanonicalError("another schema version")
 
 
 def _entries(name: str, data: bytes, key: PublicKey) -> list[Entry]:
     """A ledger file's entries, their order, links and signatures checked."""
     entries: list[Entry] = []
     try:
-        for line in data.splitlines():
+        *lines, rest = data.split(b"\n")
+        for line in lines:
             entries.append(Entry.from_json(decode(line)))  # noqa: PERF401  (its length names the line)
+        if rest:
+            raise TrustError("its line does not end")
     except (CanonicalError, TrustError) as error:
         raise TrustError(f"ledger {name[:12]}…, entry {len(entries)}: {error}") from error
     try:

@@ -89,12 +89,19 @@ class Policy:
         if needed > self.budget.epsilon:
             spare = f" and {self.spare_rounds} spare" if self.spare_rounds else ""
             least = least_budget(events, self.budget.delta)
+            if math.isinf(least.epsilon):
+                hint = "plan more noise: with this little, no budget admits it"
+            else:
+                enough = math.ceil(least.epsilon * 1e4) / 1e4
+                hint = (
+                    f"the least budget that admits it is {enough:.4f} with policy.order = "
+                    f"{least.order}; or plan fewer rounds or more noise"
+                )
             raise BudgetError(
                 f"{plan.rounds} rounds{spare} would use epsilon {needed:.4g} of data set "
                 f"{self.dataset!r}, whose budget is {self.budget.epsilon:g} (delta "
                 f"{self.budget.delta:g}, order {self.budget.order})",
-                hint=f"the least budget that admits it is {math.ceil(least.epsilon * 1e4) / 1e4:g} "
-                f"with policy.order = {least.order}; or plan fewer rounds or more noise",
+                hint=hint,
             )
 
     def encode(self) -> bytes:

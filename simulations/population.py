@@ -25,6 +25,7 @@ from common.data.binding import Binding, load_training
 from common.data.source import Records
 from common.errors import DataError, InputError
 from common.keys import Identity, KeyDirectory
+from common.models.registry import build
 from common.statement import PLAN_TYPE, Envelope
 from server.home import COORDINATOR, Member, ServerHome
 from simulations.download import ensure
@@ -77,6 +78,7 @@ def prepare(
     plan, policy = experiment.plan, experiment.policy
     policy.check(plan)
     policy.check_budget(plan)
+    build(plan.model, plan.schema, seed=0, bindings=experiment.binding.models)  # it exists and fits
     ensure(experiment.binding)
     records = load_training(experiment.binding, plan.schema)
     shares = deal(records, experiment.binding, experiment.settings.seed)

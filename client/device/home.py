@@ -31,7 +31,7 @@ from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 from common import durable
 from common.canonical import CanonicalError, Json, decode_lenient, encode, number
 from common.config import Table
-from common.errors import OperationError, PlanError, TrustError
+from common.errors import InputError, OperationError, PlanError, TrustError
 from common.keys import PublicKey
 
 SCHEMA_VERSION = 1
@@ -134,7 +134,7 @@ class DeviceHome:
         path: made by :meth:`init`.
 
     Raises:
-        OperationError: it was not.
+        InputError: it was not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,7 +144,7 @@ class DeviceHome:
         self.current = path / "current.json"
         self.decisions = path / "decisions.jsonl"
         if not (path / "policy.json").is_file():
-            raise OperationError(
+            raise InputError(
                 f"there is no device at {path}",
                 hint="enrol one here first, or name the directory of one",
                 code="no-device",
@@ -159,11 +159,11 @@ class DeviceHome:
 
         Raises:
             TrustError: ``root`` is not root metadata that its own keys sign.
-            OperationError: the directory holds something else.
+            InputError: the directory holds something else.
         """
         _check_root(root)
         if path.exists() and not _is_free(path, root):
-            raise OperationError(
+            raise InputError(
                 f"{path} is not an empty directory",
                 hint="name a new directory; a device never takes one over",
                 code="not-empty",

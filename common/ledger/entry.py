@@ -113,8 +113,9 @@ class Entry:
         """Read an entry from hostile JSON; :class:`TrustError` says which field is wrong."""
         if not isinstance(value, dict) or set(value) != _FIELDS | {"signature"}:
             raise TrustError("a ledger entry has other fields than it should")
-        if value["schema_version"] != SCHEMA_VERSION:
-            raise TrustError(f"ledger entry of unknown version {value['schema_version']!r:.40}")
+        version = value["schema_version"]
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise TrustError(f"ledger entry of unknown version {version!r:.40}")
         if type(value["seq"]) is not int or value["seq"] < 0:
             raise TrustError("a ledger entry's seq is not a count")
         for field in ("federation", "client", "prev", "time", "kind"):

@@ -46,7 +46,7 @@ class Ledger:
         self._identities: dict[str, Identity] = {}
         self._chains: dict[str, list[Entry]] = {}
         self._link = GENESIS
-        self._size = -1
+        self._stamp: tuple[int, int, int] | None = None  # of the file as it was last read
         with self.locked():
             pass
 
@@ -76,7 +76,7 @@ class Ledger:
             ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.fstat(handle).st_size != self._size:
+            if _stamp(os.fstat(handle)) != self._stamp:
                 self._read()
             yield
         finally:
@@ -105,7 +105,9 @@ class Ledger:
 
         Raises:
             OperationError: the disk refused; the ledger is as it was.
+            TrustError: the file is gone, or was changed since :meth:`locked` looked.
         """
+        self._check_unchanged()
         chain = self._chains.setdefault(federation, [])
         last = chain[-1] if chain else None
         entry = Entry.sign(self.identity(federation), federation, last, kind, body, now())
@@ -114,17 +116,28 @@ class Ledger:
         durable.append(self.path, line)
         chain.append(entry)
         self._link = link
-        self._size += len(line)
+        self._stamp = _stamp(self.path.stat())
         return entry
+
+    def _check_unchanged(self) -> None:
+        try:
+            present = _stamp(self.path.stat())
+        except OSError as error:
+            raise self._damaged(error.strerror or "it is gone") from error
+        if self._stamp is None or present[:2] != self._stamp[:2]:
+            raise self._damaged("it changed while it was open")
 
     # -- opening -------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        data = self.path.read_bytes()
-        whole, _, torn = data.rpartition(b"\n")
-        whole += b"\n" if whole else b""
-        self._chains, self._link = {}, GENESIS
-        for number, line in enumerate(whole.splitlines(), start=1):
+        self._stamp, self._chains, self._link = None, {}, GENESIS
+        *lines, torn = self.path.read_bytes().split(b"\n")
+        if _is_line(torn):  # only the end of the line is missing: what it records stays recorded
+            durable.append(self.path, b"\n")
+            lines, torn = [*lines, torn], b""
+        elif _is_line(torn[:-1]):  # no crash puts another byte where the end of a line should be
+            raise self._damaged(f"line {len(lines) + 1}: followed by {torn[-1:]!r}")
+        for number, line in enumerate(lines, start=1):
             try:
                 entry, link = _parse(line)
                 if link != _next_link(self._link, entry):
@@ -138,15 +151,19 @@ class Ledger:
                 verify_chain(chain, self.identity(federation).key.public)
             except TrustError as error:
                 raise self._damaged(f"federation {federation[:12]}…: {error}") from error
-        self._size = len(whole)
-        if torn:
-            self._set_aside(torn)
+        self._set_aside(torn, sum(len(line) + 1 for line in lines))
 
-    def _set_aside(self, torn: bytes) -> None:
-        durable.replace(self.path.with_suffix(".torn"), torn, mode=0o600)
-        with durable.disk_errors(self.path):
-            os.truncate(self.path, self._size)
-        self.append(LOCAL, Kind.RECOVERY, {"torn": digest(torn)})
+    def _set_aside(self, torn: bytes, size: int) -> None:
+        """Cut ``torn`` off and record that; also what a kill during an earlier recovery left."""
+        aside = self.path.with_suffix(".torn")
+        if torn:
+            durable.replace(aside, torn, mode=0o600)
+            with durable.disk_errors(self.path):
+                os.truncate(self.path, size)
+        self._stamp = _stamp(self.path.stat())
+        body = {"torn": digest(aside.read_bytes())} if aside.exists() else None
+        if body and all(body != entry.body for entry in self._chains.get(LOCAL, ())):
+            self.append(LOCAL, Kind.RECOVERY, body)
 
     def _damaged(self, what: str) -> TrustError:
         return TrustError(
@@ -163,10 +180,14 @@ def read_federation(path: Path, federation: str) -> list[Entry]:
         TrustError: a line is not a ledger line.
     """
     entries = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    try:
+        *lines, torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise TrustError(f"cannot read the ledger {path}: {error.strerror}") from error
+    for number, line in enumerate([*lines, torn] if torn else lines, start=1):
         try:
             entry, _ = _parse(line)
-        except CanonicalError as error:
+        except (CanonicalError, TrustError) as error:
             raise TrustError(f"{path}, line {number}: {error}") from error
         if entry.federation == federation:
             entries.append(entry)
@@ -178,6 +199,18 @@ def _parse(line: bytes) -> tuple[Entry, str]:
     if set(document) != {"entry", "link"} or not isinstance(document["link"], str):
         raise CanonicalError("not a ledger line")
     return Entry.from_json(document["entry"]), document["link"]
+
+
+def _is_line(data: bytes) -> bool:
+    try:
+        _parse(data)
+    except (CanonicalError, TrustError):
+        return False
+    return True
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _next_link(link: str, entry: Entry) -> str:

@@ -14,7 +14,7 @@ from client.device.home import DeviceHome
 from client.device.log import Decision
 from client.device.runtime import Predictor
 from client.device.updater import update
-from common.errors import OperationError, PlanError, TrustError
+from common.errors import InputError, OperationError, PlanError, TrustError
 from tests.client.device_fixtures import (
     NOW,
     POLICY,
@@ -160,7 +160,7 @@ def test_a_directory_with_something_in_it_is_not_taken_over(world: World, tmp_pa
     (tmp_path / "full" / "letter.txt").write_text("dear")
     for path in (tmp_path / "full", world.home.path):
         before = contents(path, without=())
-        with pytest.raises(OperationError, match="not an empty directory"):
+        with pytest.raises(InputError, match="not an empty directory"):
             DeviceHome.init(path, world.repository.root, POLICY)
         assert contents(path, without=()) == before
 
