@@ -1,0 +1,1 @@
+"""What each command is called, and how its result looks on a terminal."""
