@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from audit.verify import Verdict
+from audit.verify import Verdict, exposure
 from common.canonical import Json, parse_number
 from common.errors import TrustError
 from common.privacy import accountant, reference
@@ -24,7 +24,8 @@ class Recomputed:
     """Epsilon of the declared plan, and of what the most exposed client really spent.
 
     Args:
-        declared: accountant's name to epsilon of the whole plan.
+        declared: accountant's name to epsilon of the whole plan, or of what was spent where that
+            is more.
         spent: PLD epsilon of the entries of the client that spent most.
     """
 
@@ -52,12 +53,12 @@ def recompute(verdict: Verdict) -> Recomputed:
         TrustError: a claim is not what its accountant gives, or two accountants disagree.
     """
     delta = verdict.plan.privacy.delta
-    declared = accountants(verdict.plan.event(), delta)
+    declared = accountants(exposure(verdict.plan, verdict.clients), delta)
     headline = parse_number(verdict.claims["epsilon"])
     if abs(headline - declared["pld (dp-accounting)"]) > HEADLINE_TOLERANCE:
         raise TrustError(
             f"the headline epsilon {headline} is not {declared['pld (dp-accounting)']}, "
-            "which PLD gives for the plan"
+            "which PLD gives for plan and ledgers"
         )
     if abs(declared["rdp (dp-accounting)"] - declared["rdp (privet)"]) > RDP_TOLERANCE:
         raise TrustError("the two Rényi accountants disagree; do not use either number")

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from audit.plots import accuracy_plot, budget_plot
 from audit.recompute import Recomputed, recompute
-from audit.verify import Spend, Verdict
+from audit.verify import Spend, Verdict, exposure
 from common.canonical import CanonicalError, Json, parse_number
 from common.errors import TrustError
 from common.plan import Plan
@@ -139,17 +139,13 @@ class Meaning:
 
 
 def meaning(verdict: Verdict) -> Meaning:
-    """What the headline means; or what was spent does, where that is more than was declared."""
-    epsilon = parse_number(verdict.claims["epsilon"])
-    if not within_plan(verdict):
-        epsilon = max(epsilon, *(client.epsilon_rdp for client in verdict.clients))
-    return Meaning.of(epsilon, verdict.plan.privacy.delta)
+    """What the headline means."""
+    return Meaning.of(parse_number(verdict.claims["epsilon"]), verdict.plan.privacy.delta)
 
 
 def within_plan(verdict: Verdict) -> bool:
-    """Whether the headline, which is the declared plan's, covers what every ledger spent."""
-    declared = verdict.plan.event().steps
-    return all(_steps(client) <= declared for client in verdict.clients)
+    """Whether no ledger spent more than the plan declares; else the headline is for the most."""
+    return exposure(verdict.plan, verdict.clients) == verdict.plan.event()
 
 
 def bundle_json(verdict: Verdict, recomputed: Recomputed | None = None) -> Json:
@@ -159,7 +155,7 @@ def bundle_json(verdict: Verdict, recomputed: Recomputed | None = None) -> Json:
         "recomputed": recomputed.json() if recomputed else None,
         "within_plan": within_plan(verdict),
         "meaning": meaning(verdict).json(),
-        "limits": _limits(verdict, run=False),
+        "limits": [*_limits(verdict, run=False), *_stated_limits(verdict)],
     }
 
 
@@ -224,6 +220,7 @@ def _render(verdict: Verdict, recomputed: Recomputed | None, run: Json | None) -
             budget_plot(_curve(plan, most), most.rounds, most.epsilon_filter, most.budget)
         ),
         limits=_limits(verdict, run=run is not None),
+        stated_limits=_stated_limits(verdict),
         run=run,
     )
 
@@ -237,16 +234,13 @@ def _repeatable(verdict: Verdict) -> bool:
     return any("simulated" in client.noise for client in verdict.clients)
 
 
-def _steps(client: Spend) -> int:
-    return sum(event.steps for event in client.events)
-
-
 def _accountants(
     verdict: Verdict, recomputed: Recomputed | None
 ) -> list[tuple[str, float, float | None]]:
     """Name, epsilon as stated, and as recomputed here, or None."""
     privacy = verdict.plan.privacy
-    again = {OWN_ACCOUNTANT: accountant.epsilon([verdict.plan.event()], privacy.delta)}
+    exposed = exposure(verdict.plan, verdict.clients)
+    again = {OWN_ACCOUNTANT: accountant.epsilon([exposed], privacy.delta)}
     if recomputed is not None:
         again |= recomputed.declared
     stated = sorted(verdict.claims["accountants"].items())[:MOST_ACCOUNTANTS]
@@ -291,13 +285,16 @@ def _clients(verdict: Verdict) -> Json:
 
 
 def _limits(verdict: Verdict, *, run: bool) -> list[str]:
-    """What the page does not show: what the signers say, and what holds for every bundle."""
-    stated = verdict.claims.get("limits")
-    said = [_shown(text) for text in stated[:MOST_LIMITS]] if isinstance(stated, list) else []
+    """What the page does not show, whatever the signers say."""
     own = [ONE_MACHINE_LIMIT] if run else []
     if not verdict.authenticated:
         own.append(UNAUTHENTICATED_LIMIT)
-    return [*own, *LIMITS, *said]
+    return [*own, *LIMITS]
+
+
+def _stated_limits(verdict: Verdict) -> list[str]:
+    stated = verdict.claims.get("limits")
+    return [_shown(text) for text in stated[:MOST_LIMITS]] if isinstance(stated, list) else []
 
 
 def _run(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Json:

@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from common.bundle import SIGNERS, Bundle, Trust
-from common.canonical import CanonicalError, Json, number, parse_number
+from common.canonical import CanonicalError, Json, digest, encode, number, parse_number
 from common.errors import PlanError, TrustError
 from common.keys import PublicKey
 from common.ledger.entry import Entry, Kind, events, verify_chain
 from common.plan import Plan
 from common.privacy import accountant
-from common.privacy.events import Event, merge
+from common.privacy.events import ADJACENCY, Event, merge
 from common.privacy.filter import Budget
 from common.statement import INTOTO_TYPE, PLAN_TYPE, Envelope, read_privacy_statement
 
 # Two machines' libm may differ in the last bits; two methods differ far more than this.
 TOLERANCE = 1e-9
+FLOOR_TOLERANCE = 1e-6  # a headline is rounded on its own grid
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def check(bundle: Bundle, trust: Trust | None, *, signatures: int) -> Verdict:
             for pseudonym, entries in sorted(bundle.ledgers.items())
         ]
         _check_totals(spends, bundle, claims)
+        _check_headline(plan, exposure(plan, spends), claims)
     except (KeyError, TypeError, ValueError) as error:
         raise TrustError(f"the statement or a ledger is malformed: {error}") from error
     return Verdict(
@@ -176,30 +178,44 @@ def _plan(envelope: bytes, coordinator: PublicKey) -> Plan:
         raise TrustError(f"the signed plan is malformed: {error}") from error
 
 
+def exposure(plan: Plan, spends: Sequence[Spend]) -> Event:
+    """What the headline must cover: the declared plan, or the most that a ledger spent."""
+    steps = (sum(event.steps for event in spend.events) for spend in spends)
+    return plan.exposure(max(steps, default=0))
+
+
 def _check_claims(plan: Plan, claims: Mapping[str, Any]) -> None:
-    """The statement against the plan, and its Rényi epsilon against our own accountant."""
+    """What the statement says of the plan."""
     expected = {
         "plan": plan.digest,
+        "schema": digest(encode(plan.schema.json())),
+        "name": plan.release.name,
         "trust": plan.privacy.trust,
+        "adjacency": ADJACENCY,
         "unit": plan.privacy.unit,
         "delta": number(plan.privacy.delta),
-        "event": plan.event().json(),
     }
     for name, value in expected.items():
         if claims[name] != value:
-            raise TrustError(f"the statement's {name} is not the plan's")
-    own = accountant.epsilon([plan.event()], plan.privacy.delta)
+            raise TrustError(f"the statement's {name} is not what plan and ledgers give")
+    if claims.get("clients", len(claims["ledgers"])) != len(claims["ledgers"]):
+        raise TrustError("the statement counts other clients than it names ledgers")
+
+
+def _check_headline(plan: Plan, event: Event, claims: Mapping[str, Any]) -> None:
+    """The numbers called epsilon against our own accountant, for what plan and ledgers give."""
+    if claims["event"] != event.json():
+        raise TrustError("the statement's event is not what plan and ledgers give")
+    own = accountant.epsilon([event], plan.privacy.delta)
     if not _equal(parse_number(claims["accountants"]["rdp (privet)"]), own):
         raise TrustError(f"the statement's Rényi epsilon is not {own!r}, which the plan costs")
     headline = parse_number(claims["epsilon"])
-    floor = accountant.epsilon_floor(plan.event(), plan.privacy.delta)
-    if not floor * (1 - TOLERANCE) <= headline <= own * (1 + TOLERANCE):
+    floor = accountant.epsilon_floor(event, plan.privacy.delta)
+    if not floor * (1 - FLOOR_TOLERANCE) <= headline <= own * (1 + TOLERANCE):
         raise TrustError(
             f"the headline epsilon {headline} is not between {floor:.6g}, which an attack on the "
             f"plan achieves, and its Rényi bound {own:.6g}"
         )
-    if claims["clients"] != len(claims["ledgers"]):
-        raise TrustError("the statement counts other clients than it names ledgers")
 
 
 def _check_ledger(
@@ -212,6 +228,8 @@ def _check_ledger(
     """One client's entries: chain and signatures, then each intent against plan and approval."""
     federation = bundle.signers["coordinator"].fingerprint
     try:
+        if not entries:
+            raise TrustError("it is empty")
         # Once more than Bundle.read: an approver's bundle was never read from files.
         verify_chain(entries, bundle.clients[pseudonym])
         claimed = claims["ledgers"][pseudonym]
@@ -225,8 +243,8 @@ def _check_ledger(
         for entry in entries:
             if entry.kind is Kind.INTENT:
                 _check_intent(entry, plan, simulated)
-    except (TrustError, IndexError) as error:
-        raise TrustError(f"ledger {pseudonym[:12]}…: {error or 'it is empty'}") from error
+    except TrustError as error:
+        raise TrustError(f"ledger {pseudonym[:12]}…: {error}") from error
     return spend(pseudonym, entries, plan)
 
 

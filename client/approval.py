@@ -12,6 +12,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from client.guard import is_approved
 from client.home import Home
 from client.records import check_records
 from common import durable
@@ -44,17 +45,12 @@ def approve(home: Home, envelope: bytes) -> Plan:
     ledger = home.open_ledger()
     with ledger.locked():
         chain = ledger.chain(home.federation)
-        if any(e.kind is Kind.APPROVAL and e.body["plan"] == plan.digest for e in chain):
+        bound = what_is_bound(home, plan)
+        if is_approved(chain, bound):
             return plan
         _check_left(home, plan, ledger.spent())
         durable.replace(home.plans / f"{plan.digest}.json", envelope)
-        body = {
-            "plan": plan.digest,
-            "terms": public_terms(home.policy),
-            "code": code_digest(),
-            "model": home.binding.models.get(plan.model, plan.model),
-            "features": [column.name for column in plan.schema.columns] or ["pixels"],
-        }
+        body = {**bound, "terms": public_terms(home.policy)}
         ledger.append(home.federation, Kind.APPROVAL, body)
     return plan
 
@@ -68,6 +64,16 @@ def approved_plans(home: Home) -> dict[str, Plan]:
     """The plans in this client's directory, by digest, signatures checked again."""
     plans = (read_plan(home, path.read_bytes()) for path in sorted(home.plans.glob("*.json")))
     return {plan.digest: plan for plan in plans}
+
+
+def what_is_bound(home: Home, plan: Plan) -> Json:
+    """What an approval given now would bind; an approval of anything else does not count."""
+    return {
+        "plan": plan.digest,
+        "code": code_digest(),
+        "model": home.binding.models.get(plan.model, plan.model),
+        "features": [column.name for column in plan.schema.columns] or ["pixels"],
+    }
 
 
 def public_terms(policy: Policy) -> Json:

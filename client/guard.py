@@ -54,6 +54,7 @@ def judge(
     chain: Sequence[Entry],
     spent: Iterable[Event],
     noise: str,
+    bound: Json,
 ) -> Admission:
     """Decide on a request whose signature is already verified.
 
@@ -66,12 +67,13 @@ def judge(
         chain: this federation's ledger entries.
         spent: events on this data set, across all federations.
         noise: which stream would be used, ``cryptographic`` or ``simulated``.
+        bound: what would run now (plan, code, model, features), as an approval would record it.
 
     Raises:
         Refusal: its ``code`` is all that the server learns.
     """
     plan = plans.get(request.plan)
-    if plan is None or not _is_approved(chain, request.plan):
+    if plan is None or bound["plan"] != request.plan or not is_approved(chain, bound):
         raise Refusal("the owner has not approved this plan", code="not-approved")
     if {name: array.shape for name, array in arrays.items()} != dict(shapes) or any(
         array.dtype.name != "float32" for array in arrays.values()
@@ -115,8 +117,13 @@ def intent_body(request: RoundRequest, plan: Plan, noise: str) -> Json:
     }
 
 
-def _is_approved(chain: Sequence[Entry], plan: str) -> bool:
-    return any(entry.kind is Kind.APPROVAL and entry.body["plan"] == plan for entry in chain)
+def is_approved(chain: Sequence[Entry], bound: Json) -> bool:
+    """Whether the owner approved exactly this: an earlier plan or earlier code does not count."""
+    return any(
+        entry.kind is Kind.APPROVAL
+        and all(entry.body[name] == value for name, value in bound.items())
+        for entry in chain
+    )
 
 
 def _disclosure(chain: Sequence[Entry], intent: Entry) -> Entry:

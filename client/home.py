@@ -74,6 +74,10 @@ class Home:
     def open_ledger(self) -> Ledger:
         return Ledger(self.ledger, KeyDirectory(self.keys).secret(self.client))
 
+    def terms(self) -> Policy:
+        """The policy as it stands now: an owner may narrow it while the client runs."""
+        return Policy.decode(_read_bytes(self.path / "policy.json"))
+
     def create(self) -> None:
         """Write this home and its empty ledger. The directory must not exist yet."""
         if self.seed is not None and not self.policy.simulated:
@@ -136,7 +140,7 @@ def locate(partition: int | None) -> Path:
     path = Path(value)
     if (path / "client.json").is_file():
         return path
-    homes = _homes(path)
+    homes = _homes(path, version_of(path))
     if partition is None or not 0 <= partition < len(homes):
         raise InputError(
             f"{path} holds {len(homes)} clients; there is none for partition {partition}",
@@ -146,8 +150,17 @@ def locate(partition: int | None) -> Path:
     return homes[partition]
 
 
+def version_of(path: Path | str | None) -> tuple[int, ...] | None:
+    """What changes when a file or directory is replaced: part of the key of what is cached."""
+    try:
+        status = Path(path).stat() if path else None
+    except OSError:
+        return None  # reading it says what is wrong
+    return (status.st_ino, status.st_mtime_ns, status.st_size) if status else None
+
+
 @lru_cache(maxsize=16)
-def _homes(path: Path) -> list[Path]:
+def _homes(path: Path, version: tuple[int, ...] | None) -> list[Path]:  # noqa: ARG001
     """The clients' directories in one; a simulation makes all of them before it starts."""
     return sorted(entry.parent for entry in path.glob("*/client.json"))
 

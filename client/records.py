@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.home import Home
+from client.home import Home, version_of
 from client.training.clipping import check_trainable
 from common.data.binding import Binding, load_training
 from common.data.schema import Schema
@@ -45,7 +45,7 @@ def check_records(home: Home, plan: Plan) -> None:
         DataError: unreadable, or outside of the schema.
         PlanError: the model is unknown, or cannot be trained record by record.
     """
-    source = _load(home.binding.encode(), plan.schema)
+    source = _source(home, plan)
     _rows(home, len(source.labels))
     model = _model(home, plan)
     blank = fixed_features(model, plan.schema, np.zeros((1, *plan.schema.shape), np.float32))
@@ -58,15 +58,17 @@ def records_for_round(home: Home, plan: Plan) -> TrainingSet:
     Data that no longer fits (it did at approval) counts as no records: the round is answered, and
     charged, like any other, and the reason stays in this machine's log.
     """
-    try:
-        source = _load(home.binding.encode(), plan.schema)
-        rows = _rows(home, len(source.labels))
-        raw, labels = source.features[rows], source.labels[rows]
-    except DataError as error:
-        log.error("training on no records: %s", error)
-        raw, labels = np.zeros((0, *plan.schema.shape), np.float32), np.zeros(0, np.int64)
     model = _model(home, plan)
-    features = fixed_features(model, plan.schema, raw)
+    try:
+        source = _source(home, plan)
+        rows = _rows(home, len(source.labels))
+        features = fixed_features(model, plan.schema, source.features[rows])
+        labels = source.labels[rows]
+    except Exception:
+        # Whatever it is: a record may have caused it, so it must look like any other round.
+        log.exception("training on no records")
+        nothing = np.zeros((0, *plan.schema.shape), np.float32)
+        features, labels = fixed_features(model, plan.schema, nothing), np.zeros(0, np.int64)
     return TrainingSet(torch.from_numpy(features), torch.from_numpy(labels), model.network)
 
 
@@ -77,13 +79,27 @@ def _model(home: Home, plan: Plan) -> Model:
 def _rows(home: Home, available: int) -> NDArray[np.int64]:
     if not home.rows.exists():
         return np.arange(available)
-    rows: NDArray[np.int64] = np.load(home.rows, allow_pickle=False)
-    if rows.ndim != 1 or rows.dtype != np.int64 or ((rows < 0) | (rows >= available)).any():
+    try:
+        with open(home.rows, "rb") as file:
+            rows: NDArray[np.int64] = np.lib.format.read_array(file, allow_pickle=False)
+        good = rows.ndim == 1 and rows.dtype == np.int64
+        good = good and not ((rows < 0) | (rows >= available)).any()
+    except (OSError, ValueError, EOFError):
+        good = False
+    if not good:
         raise DataError(f"{home.rows} does not name rows of the data", hint="prepare the run again")
     return rows
 
 
+def _source(home: Home, plan: Plan) -> Records:
+    return _load(home.binding.encode(), plan.schema, version_of(home.binding.path))
+
+
 @lru_cache(maxsize=1)
-def _load(binding: bytes, schema: Schema) -> Records:
+def _load(
+    binding: bytes,
+    schema: Schema,
+    version: tuple[int, ...] | None,  # noqa: ARG001  (a file that changed is read again)
+) -> Records:
     # In a simulation one process plays many clients that share a source: read it once.
     return load_training(Binding.decode(binding), schema)

@@ -7,13 +7,14 @@ point wastes budget at worst. The same request gets the same bytes again.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from client.approval import approved_plans
+from client.approval import approved_plans, what_is_bound
 from client.guard import Admission, judge, read_request
-from client.home import Home
+from client.home import Home, version_of
 from client.records import TrainingSet, records_for_round
 from client.training import Engine
 from common import durable
@@ -32,6 +33,8 @@ from common.wire import (
     pack_arrays,
     unpack_arrays,
 )
+
+log = logging.getLogger("privet.client")
 
 
 @dataclass(frozen=True)
@@ -86,21 +89,32 @@ class Client:
             arrays,
             plans=self._plans,
             shapes=self._shapes(plan) if plan else {},
-            policy=self.home.policy,
+            policy=self.home.terms(),
             chain=self._ledger.chain(self.home.federation),
             spent=self._ledger.spent(),
             noise=SIMULATED if self.home.seed is not None else CRYPTOGRAPHIC,
+            bound=what_is_bound(self.home, plan) if plan else {},
         )
 
     def _train(self, admission: Admission, arrays: Arrays) -> Arrays:
         plan, round_ = admission.plan, admission.request.round
-        if self.home.seed is None:
-            stream = Stream.cryptographic()
-        else:
-            stream = Stream.simulated(self.home.seed, plan.digest, self.home.client, round_)
         records = self._training_set(plan)
         engine = Engine(records.network, plan.privacy, plan.optimizer)
-        return engine.round(arrays, records.features, records.labels, stream)
+        try:
+            stream = self._stream(plan, round_)
+            return engine.round(arrays, records.features, records.labels, stream)
+        except Exception:
+            # A record may have caused it, so the server must not see it. Nothing that was drawn has
+            # left, so the round is answered, under the same intent, as if there were no records.
+            log.exception("training on no records, because training on them failed")
+            nobody = slice(0, 0)
+            stream = self._stream(plan, round_)
+            return engine.round(arrays, records.features[nobody], records.labels[nobody], stream)
+
+    def _stream(self, plan: Plan, round_: int) -> Stream:
+        if self.home.seed is None:
+            return Stream.cryptographic()
+        return Stream.simulated(self.home.seed, plan.digest, self.home.client, round_)
 
     def _disclose(self, request: RoundRequest, intent: Entry, update: Arrays) -> Answer:
         file = self._outbox_file(request)
@@ -110,7 +124,7 @@ class Client:
             self._ledger.append(self.home.federation, Kind.DISCLOSURE, body)
         for older in self.home.outbox.iterdir():
             if older != file:
-                older.unlink()
+                older.unlink(missing_ok=True)
         return self._sign(request, intent, update)
 
     def _again(self, request: RoundRequest, disclosure: Entry) -> Answer:
@@ -164,10 +178,14 @@ class Client:
             }
             for file in self.home.outbox.iterdir():
                 if file.name not in kept:
-                    file.unlink()
+                    file.unlink(missing_ok=True)
+
+
+def open_client(path: Path) -> Client:
+    """The client at work in a directory; opened once a process, and again if it was replaced."""
+    return _open(path, version_of(path / "client.json"))
 
 
 @lru_cache(maxsize=4096)
-def open_client(path: Path) -> Client:
-    """The client at work in a directory; opened once a process."""
+def _open(path: Path, version: tuple[int, ...] | None) -> Client:  # noqa: ARG001
     return Client(Home.read(path))

@@ -1,7 +1,7 @@
 """One value, one sequence of bytes: what is signed or digested is always this encoding.
 
-The rule: canonical JSON here is RFC 8785 restricted to objects (keys up to U+FFFF), arrays,
-strings, integers of at most 53 bits, booleans and null. Floats are refused (write them with :func:`number`), so that no two
+The rule: canonical JSON here is RFC 8785 restricted to objects, arrays, strings, integers of at
+most 53 bits, booleans and null. Floats are refused (write them with :func:`number`), so that no two
 JSON libraries can disagree about a digest. Reading is strict too: a duplicate key, a float, an
 oversized or deeply nested document, or bytes that are not already canonical are errors, never
 repaired.
@@ -52,7 +52,7 @@ def parse_number(text: object) -> float:
 def encode(value: object) -> bytes:
     """The canonical bytes of a value: sorted keys, no spaces, UTF-8, integers only."""
     _check(value, 0)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(_sorted(value), separators=(",", ":"), ensure_ascii=False)
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -106,6 +106,19 @@ def _no_constant(name: str) -> float:
     raise CanonicalError(f"{name} is not JSON")
 
 
+def _sorted(value: Any) -> Any:
+    """The same value with its keys in the order of RFC 8785, section 3.2.3: by UTF-16 units."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value, key=_utf16)}
+    if isinstance(value, (list, tuple)):
+        return [_sorted(item) for item in value]
+    return value
+
+
+def _utf16(key: str) -> bytes:
+    return key.encode("utf-16-be", "surrogatepass")
+
+
 def _check(value: object, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise CanonicalError(f"nested deeper than {MAX_DEPTH}")
@@ -118,9 +131,6 @@ def _check(value: object, depth: int) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise CanonicalError(f"object key {key!r} is not a string")
-            # RFC 8785 sorts by UTF-16 units, Python by code points: they differ above U+FFFF only.
-            if not key.isascii() and max(key) > "\uffff":
-                raise CanonicalError(f"object key {key!r} has characters above U+FFFF")
             _check(item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:

@@ -9,7 +9,7 @@ cannot disagree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from common.canonical import CanonicalError, Json, decode, digest, encode, number
@@ -177,6 +177,15 @@ class Plan:
     def event(self) -> Event:
         """The whole declared plan, as it falls on a record of a client that is in every round."""
         return self.privacy.event(self.rounds)
+
+    def exposure(self, most_steps: int) -> Event:
+        """What a release must answer for: the declared plan, or what was spent where that is more.
+
+        A round that a crash cut off is charged and asked again, so the most exposed client may
+        have spent ``most_steps``, more than the plan declares.
+        """
+        declared = self.event()
+        return replace(declared, steps=max(declared.steps, most_steps))
 
     def encode(self) -> bytes:
         """Canonical JSON: what is signed, digested and published."""

@@ -16,8 +16,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# No module here may have one of these names: importing it would hide what is named.
 _NAMES = {
-    "simulate": "privet.simulate",
+    "simulate": "privet.running",
     "Experiment": "simulations.experiment",
     "Predictor": "client.device.runtime",
     "PrivetError": "common.errors",

@@ -86,7 +86,8 @@ def guarded(work: Callable[[], None], json_wanted: bool) -> int:
 
 def _missing(json_wanted: bool, error: ModuleNotFoundError) -> int:
     """A part that this installation was made without."""
-    if error.name and error.name.split(".")[0] in ("audit", "client", "common", "privet", "server"):
+    ours = {"audit", "client", "common", "privet", "server", "simulations"}
+    if error.name and error.name.split(".")[0] in ours:
         return _bug(json_wanted, error)
     hint = "install what this command needs: pip install 'privet[simulation]', [device] or [audit]"
     return fail(json_wanted, "not-installed", f"{error.name} is not installed", hint, EXIT_FAILED)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import torch
 
 from audit.recompute import accountants, recompute
-from audit.verify import Verdict, check, spend
+from audit.verify import Verdict, check, exposure, spend
 from common.bundle import Bundle, Trust
 from common.errors import TrustError
 from common.inference import KnownAnswers
@@ -140,15 +140,16 @@ def _propose(
 ) -> Envelope:
     """The coordinator's statement: what the ledgers add up to, signed once."""
     plan: Plan = home.plan
-    declared = accountants(plan.event(), plan.privacy.delta)
+    spends = [spend(name, chain, plan) for name, chain in chains.items()]
+    event = exposure(plan, spends)
+    stated = accountants(event, plan.privacy.delta)
     predicate = privacy_predicate(
         plan,
         version=version,
-        epsilon=declared["pld (dp-accounting)"],
-        epsilon_filter=max(
-            spend(name, chain, plan).epsilon_filter for name, chain in chains.items()
-        ),
-        accountants=declared,
+        event=event,
+        epsilon=stated["pld (dp-accounting)"],
+        epsilon_filter=max(one.epsilon_filter for one in spends),
+        accountants=stated,
         noise={
             entry.body["noise"]
             for chain in chains.values()

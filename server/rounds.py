@@ -100,8 +100,10 @@ class RoundLoop:
         """
         incarnation = self._store.begin_incarnation()
         self._trim_metrics()
-        nodes = self._roll_call()
-        for round_ in range(self._state.round + 1, self._plan.rounds + 1):
+        remaining = range(self._state.round + 1, self._plan.rounds + 1)
+        # A run that was killed after its last round needs nobody to be there.
+        nodes = self._roll_call() if remaining else {}
+        for round_ in remaining:
             self._round(round_, incarnation, nodes)
         if self._state.changed == 0:
             raise self._nothing_changed()

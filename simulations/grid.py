@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection, wait
@@ -34,6 +35,7 @@ from flwr.supercore.task_identity import TaskIdentity
 FIRST_NODE = 100  # above Flower's reserved ids
 _RUN_ID = 1
 _WAIT_SECONDS = 0.05  # so that the caller's deadline is looked at
+_STOP_SECONDS = 5.0  # for a client that is still at work when the grid is left
 
 
 class InProcessGrid(Grid):
@@ -121,11 +123,14 @@ class InProcessGrid(Grid):
         self,
         messages: Iterable[Message],
         *,
-        timeout: float | None = None,  # noqa: ARG002
+        timeout: float | None = None,
     ) -> list[Message]:
         ids, answers = set(self.push_messages(messages)), list[Message]()
+        deadline = None if timeout is None else time.monotonic() + timeout
         while len(answers) < len(ids):
             answers += self.pull_messages(ids)
+            if deadline is not None and time.monotonic() > deadline:
+                break
         return answers
 
     # -- serving -------------------------------------------------------------------------------
@@ -206,7 +211,7 @@ class _Worker:
 
     def close(self) -> None:
         self.connection.close()
-        self._process.join(timeout=5)
+        self._process.join(timeout=_STOP_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -227,7 +232,7 @@ class _Clients:
         try:
             reply: Message = self._app(message, self._context(message.metadata.dst_node_id))
             return reply
-        except Exception as error:  # noqa: BLE001  (an app's failure is its own, as on a node)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (an app's failure is its own, as on a node)
             return _failed(message, type(error).__name__)
 
     def _context(self, node: int) -> Context:

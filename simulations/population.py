@@ -85,10 +85,10 @@ def prepare(
     keys = state_home() / "keys" / secrets.token_hex(8)
     with durable.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        keys.mkdir(parents=True, mode=0o700)
         draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
     try:
         with durable.disk_errors(out):
+            keys.mkdir(parents=True, mode=0o700)
             _fill(Run(draft, keys), experiment, shares, progress)
             draft.chmod(0o755)
             draft.replace(out)  # whole, or not there
@@ -226,9 +226,11 @@ def _by_group(records: Records) -> dict[str, Rows]:
     result: dict[str, Rows] = {}
     for value in sorted(set(records.groups or ())):
         name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in value)
-        name = (name.strip(".-_") or "client")[:48]
+        stem = (name.strip(".-_") or "client")[:48]
+        name, number = stem, 1
         while name in result:
-            name += "-x"
+            number += 1
+            name = f"{stem}-{number}"
         result[name] = np.flatnonzero(groups == value).astype(np.int64)
     if len(result) < 1:
         raise DataError("the partition column has no values")

@@ -80,6 +80,10 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     merged = merge(events)
     if not merged:
         return 0.0
+    # Total variation is at most sqrt(1 - exp(-KL)), and KL at most any order's cost: where that
+    # alone is below delta there is nothing left for epsilon to pay.
+    if delta * delta + math.expm1(-rdp(merged, 2)) > 0:
+        return 0.0
     return min(to_epsilon(rdp(merged, order), order, delta) for order in ORDERS)
 
 
@@ -89,7 +93,8 @@ def epsilon_floor(event: Event, delta: float) -> float:
     It is what one attack achieves: add up all noised outputs along the record's own direction and
     compare with a threshold. With the record, the sum is N(K, T sigma^2) with K binomial(T, q);
     without it, N(0, T sigma^2). Then epsilon >= log((P[with] - delta) / P[without]) for every
-    threshold. Exact for q = 1 (Balle and Wang 2018, arXiv 1805.06530), else a few per cent low.
+    threshold. Exact for q = 1 (Balle and Wang 2018, arXiv 1805.06530), else up to a third
+    low at common settings.
 
     >>> round(epsilon_floor(Event(1.0, 4.0, 50), 1e-5), 4)      # exact: 8.5959
     8.5959

@@ -12,11 +12,12 @@ dp-accounting 0.6.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
 from common.errors import PlanError
+from common.privacy import accountant
 from common.privacy.accountant import ORDERS
 from common.privacy.events import Event, merge
 
@@ -51,27 +52,49 @@ def calibrate(sampling_rate: float, steps: int, epsilon: float, delta: float) ->
         PlanError: no noise multiplier below 1e5 reaches the target.
     """
 
-    def cost(sigma: float, interval: float = DISCRETIZATION) -> float:
-        return _pld((Event(sampling_rate, sigma, steps),), delta, interval)
+    def event(sigma: float) -> Event:
+        return Event(sampling_rate, sigma, steps)
 
-    # A coarse grid is a valid upper bound, less than 1e-4 above, at a twentieth of the time: search
-    # there, and let the fine grid have the last word.
-    low, high = 0.2, 1.0
-    while cost(high, COARSE) > epsilon:
-        low, high = high, high * 2
-        if high > 1e5:
-            raise PlanError(
-                f"no noise reaches epsilon {epsilon} at delta {delta} in {steps} steps",
-                hint="ask for fewer rounds or steps, a lower sampling_rate, or a larger epsilon",
-            )
-    while high - low > 1e-4 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle, COARSE) > epsilon else (low, middle)
+    def cost(sigma: float, interval: float = DISCRETIZATION) -> float:
+        return _pld((event(sigma),), delta, interval)
+
+    # Cheap bounds on both sides keep the search where a loss distribution is small.
+    high = _least(lambda sigma: accountant.epsilon([event(sigma)], delta) <= epsilon, 1e-2, 1e5)
+    if high is None:
+        raise PlanError(
+            f"no noise reaches epsilon {epsilon} at delta {delta} in {steps} steps",
+            hint="ask for fewer rounds or steps, a lower sampling_rate, or a larger epsilon",
+        )
+    low = _least(lambda sigma: accountant.epsilon_floor(event(sigma), delta) <= epsilon, 1e-2, high)
+    # A coarse grid is a valid upper bound at a twentieth of the time; the fine grid, on which a
+    # cost is nearly a power of sigma, has the last word.
+    coarse = _least(lambda sigma: cost(sigma, COARSE) <= epsilon, (low or high) / 1.01, high)
+    good, bad, power = coarse or high, 0.0, 1.0
+    for _ in range(8):
+        if cost(good) >= epsilon * (1 - 3e-4) or good - bad <= 2e-4 * good:
+            break
+        guess = good * (cost(good) / (epsilon * (1 - 1e-4))) ** power
+        guess = min(max(guess, bad + 1e-4 * good, 0.8 * good), good * (1 - 1e-4))
+        if 0 < cost(good) < cost(guess):
+            power = math.log(guess / good) / math.log(cost(good) / cost(guess))
+        good, bad = (guess, bad) if cost(guess) <= epsilon else (good, guess)
     # Four decimals are what a person can compare between two files; rounding up only adds noise.
-    sigma = math.ceil(high * 1e4) / 1e4
+    sigma = math.ceil(good * 1e4) / 1e4
     while cost(sigma) > epsilon:
         sigma = round(sigma + 1e-4, 4)
     return sigma
+
+
+def _least(holds: Callable[[float], bool], low: float, high: float) -> float | None:
+    """The least sigma for which ``holds``, to a ratio of 1e-4 and from above; None without one."""
+    if not holds(high):
+        return None
+    if holds(low):
+        return low
+    while high > low * (1 + 1e-4):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 @lru_cache(maxsize=1024)
@@ -82,8 +105,8 @@ def _pld(events: tuple[Event, ...], delta: float, interval: float = DISCRETIZATI
         return math.inf
     from dp_accounting import pld
 
-    accountant = pld.PLDAccountant(value_discretization_interval=interval)
-    return _compose(accountant, events, delta)
+    library = pld.PLDAccountant(value_discretization_interval=interval)
+    return _compose(library, events, delta)
 
 
 @lru_cache(maxsize=1024)
@@ -97,12 +120,12 @@ def _rdp(events: tuple[Event, ...], delta: float) -> float:
     return _compose(rdp.RdpAccountant([float(order) for order in ORDERS]), events, delta)
 
 
-def _compose(accountant: Any, events: tuple[Event, ...], delta: float) -> float:
+def _compose(library: Any, events: tuple[Event, ...], delta: float) -> float:
     import dp_accounting
 
     for event in events:
         step = dp_accounting.PoissonSampledDpEvent(
             event.sampling_rate, dp_accounting.GaussianDpEvent(event.noise_multiplier)
         )
-        accountant.compose(step, event.steps)
-    return float(accountant.get_epsilon(delta))
+        library.compose(step, event.steps)
+    return float(library.get_epsilon(delta))

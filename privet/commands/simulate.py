@@ -30,7 +30,7 @@ def simulate(
     quiet: QuietOption = False,
 ) -> None:
     """Run a whole federation here: train, sign, publish, verify on a device, predict, report."""
-    from privet.simulate import simulate as work
+    from privet.running import simulate as work
 
     with output.progress(quiet or format_ is Format.json) as progress:
         summary = work(

@@ -29,7 +29,9 @@ def next_model(
 ) -> Arrays:
     """Apply the mean update (float64) to ``model`` (float32) through ``strategy``."""
     averaged = {
-        name: Array((value + mean[name]).astype(np.float32)) for name, value in model.items()
+        # asarray: the sum of two scalars is no array any more.
+        name: Array(np.asarray(value + mean[name], np.float32))
+        for name, value in model.items()
     }
     content = RecordDict(
         {"arrays": ArrayRecord(averaged), "metrics": MetricRecord({"num-examples": 1})}

@@ -21,7 +21,7 @@ from common.data.schema import Schema
 from common.errors import InputError
 from common.inference import INPUT, OUTPUT, KnownAnswers, Session
 from common.plan import Plan
-from common.privacy.events import ADJACENCY
+from common.privacy.events import ADJACENCY, Event
 
 SCHEMA_VERSION = 1
 
@@ -122,6 +122,7 @@ def privacy_predicate(
     plan: Plan,
     *,
     version: int,
+    event: Event,
     epsilon: float,
     epsilon_filter: float,
     accountants: Mapping[str, float],
@@ -136,9 +137,10 @@ def privacy_predicate(
 
     Args:
         version: of the release.
-        epsilon: PLD value of the whole declared plan at its delta: the headline, >= 0.
+        event: the plan's exposure: what it declares, or what was spent where that is more.
+        epsilon: PLD value of ``event`` at the plan's delta: the headline, >= 0.
         epsilon_filter: what the filter has charged, by Rényi cost at the policy's order, >= 0.
-        accountants: accountant's name to its epsilon for the declared plan at its delta.
+        accountants: accountant's name to its epsilon for ``event`` at the plan's delta.
         noise: kinds that the ledgers name, of ``NOISE_KINDS``.
         simulated: see :class:`Release`; must be true if any noise was.
         rounds: rounds that were completed, >= 0.
@@ -169,7 +171,7 @@ def privacy_predicate(
         "epsilon": number(epsilon),
         "epsilon_filter": number(epsilon_filter),
         "accountants": {name: number(value) for name, value in accountants.items()},
-        "event": plan.event().json(),
+        "event": event.json(),
         "noise": sorted(set(noise)),
         "simulated": simulated,
         "rounds": rounds,

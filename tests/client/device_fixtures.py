@@ -159,6 +159,7 @@ class Recipe:
         predicate = privacy_predicate(
             self.plan,
             version=self.version,
+            event=self.plan.event(),
             epsilon=self.epsilon,
             epsilon_filter=self.epsilon * 1.1,
             accountants={"pld": self.epsilon, "rdp": self.epsilon * 1.2},

@@ -287,6 +287,7 @@ def test_known_answers_can_come_from_the_session_itself() -> None:
 
 PREDICATE = {
     "version": 1,
+    "event": PLAN.event(),
     "epsilon": 1.0,
     "epsilon_filter": 1.1,
     "accountants": {"pld": 1.0},

@@ -1,0 +1,212 @@
+"""A small genuine bundle, made by hand: full batches, so every number in it has a closed form."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from common.bundle import Bundle, Trust
+from common.canonical import digest, encode, number
+from common.data.schema import Schema
+from common.keys import Identity, SigningKey
+from common.ledger import Entry, Kind
+from common.plan import Cohort, Optimizer, Plan, Privacy, Release
+from common.privacy.accountant import ORDERS
+from common.statement import INTOTO_TYPE, PLAN_TYPE, Envelope, privacy_statement
+
+Json = dict[str, Any]
+
+SIGMA, STEPS, ROUNDS, DELTA, ORDER, BUDGET = 4.0, 2, 2, 1e-5, 4, 8.0
+PRIVACY = Privacy("local", 1.0, SIGMA, 1.5, STEPS, 10.0, DELTA)
+PLAN = Plan(
+    name="clinics",
+    task="classification",
+    model="softmax",
+    rounds=ROUNDS,
+    schema=Schema("image", (1, 2, 2), ("no", "yes")),
+    cohort=Cohort(2, 1, 60.0),
+    optimizer=Optimizer(1.0),
+    privacy=PRIVACY,
+    release=Release("clinics"),
+)
+TERMS = {
+    "budget": number(BUDGET),
+    "delta": number(DELTA),
+    "order": ORDER,
+    "spare_rounds": 0,
+    "simulated": False,
+}
+TIME = "2026-01-01T00:00:00Z"
+
+
+def filter_epsilon(steps: int, order: int = ORDER, delta: float = DELTA) -> float:
+    """Mironov 2017, corollary 3, with Canonne, Kamath, Steinke 2020, proposition 12."""
+    cost = steps * order / (2 * SIGMA**2)
+    return cost + math.log((order - 1) / order) - math.log(delta * order) / (order - 1)
+
+
+def renyi_epsilon(steps: int, delta: float = DELTA) -> float:
+    return min(filter_epsilon(steps, order, delta) for order in ORDERS)
+
+
+@cache
+def exact_epsilon(steps: int, delta: float = DELTA) -> float:
+    """The root of Balle and Wang 2018, theorem 8, by bisection."""
+    mu = math.sqrt(steps) / SIGMA
+
+    def tail(z: float) -> float:
+        return math.erfc(-z / math.sqrt(2)) / 2
+
+    low, high = 0.0, 100.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        reached = tail(mu / 2 - middle / mu) - math.exp(middle) * tail(-mu / 2 - middle / mu)
+        low, high = (middle, high) if reached > delta else (low, middle)
+    return high
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+@dataclass
+class World:
+    """Two clients, a coordinator and an approver; and a place to put each lie."""
+
+    coordinator: SigningKey = field(default_factory=lambda: SigningKey.from_seed(b"c" * 32))
+    approver: SigningKey = field(default_factory=lambda: SigningKey.from_seed(b"a" * 32))
+    plan: Plan = PLAN
+
+    @property
+    def federation(self) -> str:
+        return self.coordinator.public.fingerprint
+
+    def identity(self, client: int) -> Identity:
+        return Identity.derive(bytes([client]) * 32, self.federation)
+
+    def intent(self, number_: int) -> Json:
+        return {
+            "plan": self.plan.digest,
+            "run": "e" * 32,
+            "incarnation": 0,
+            "round": number_,
+            "request": hashlib.sha256(b"%d" % number_).hexdigest(),
+            "model": "f" * 64,
+            "event": self.plan.privacy.event().json(),
+            "clipping_norm": number(self.plan.privacy.clipping_norm),
+            "divisor": number(self.plan.privacy.divisor),
+            "noise": "cryptographic",
+        }
+
+    def approval(self, **changes: Any) -> Json:
+        return {
+            "plan": self.plan.digest,
+            "terms": {**TERMS, **changes},
+            "code": "d" * 64,
+            "model": "softmax",
+            "features": ["pixels"],
+        }
+
+    def history(self, rounds: int = ROUNDS, **terms: Any) -> list[tuple[Kind, Json]]:
+        """Approval, then intent and disclosure for each round."""
+        bodies: list[tuple[Kind, Json]] = [(Kind.APPROVAL, self.approval(**terms))]
+        for i in range(1, rounds + 1):
+            bodies.append((Kind.INTENT, self.intent(i)))
+            bodies.append((Kind.DISCLOSURE, {"intent": len(bodies) - 1, "update": "9" * 64}))
+        return bodies
+
+    def chain(self, client: int, bodies: list[tuple[Kind, Json]]) -> list[Entry]:
+        entries: list[Entry] = []
+        for kind, body in bodies:
+            last = entries[-1] if entries else None
+            entry = Entry.sign(self.identity(client), self.federation, last, kind, body, TIME)
+            entries.append(entry)
+        return entries
+
+    def claims(self, ledgers: dict[str, list[Entry]]) -> Json:
+        """What an honest coordinator states, in closed form."""
+        intents = max(sum(e.kind is Kind.INTENT for e in chain) for chain in ledgers.values())
+        steps = max(self.plan.rounds, intents) * self.plan.privacy.steps
+        noise = {e.body["noise"] for chain in ledgers.values() for e in chain if "noise" in e.body}
+        return {
+            "plan": self.plan.digest,
+            "schema": digest(encode(self.plan.schema.json())),
+            "name": self.plan.release.name,
+            "version": 1,
+            "trust": "local",
+            "unit": "record",
+            "adjacency": "add-or-remove-one",
+            "delta": number(DELTA),
+            "epsilon": number(exact_epsilon(steps)),
+            "epsilon_filter": number(filter_epsilon(intents * STEPS)),
+            "accountants": {
+                "pld (dp-accounting)": number(exact_epsilon(steps)),
+                "rdp (dp-accounting)": number(renyi_epsilon(steps)),
+                "rdp (privet)": number(renyi_epsilon(steps)),
+            },
+            "event": {**self.plan.event().json(), "steps": steps},
+            "noise": sorted(noise),
+            "simulated": "simulated" in noise,
+            "rounds": self.plan.rounds,
+            "ledgers": {
+                name: {"head": chain[-1].digest, "entries": len(chain)}
+                for name, chain in ledgers.items()
+            },
+            "limits": ["It says nothing about accuracy."],
+            "clients": len(ledgers),
+        }
+
+    def bundle(
+        self,
+        histories: list[list[tuple[Kind, Json]]] | None = None,
+        claim: Callable[[Json], Json] = same,
+        chain: Callable[[list[Entry]], list[Entry]] = same,
+    ) -> Bundle:
+        """A bundle of these histories.
+
+        ``claim`` changes the statement before both sign it; ``chain`` changes the first client's
+        entries after the statement named their head.
+        """
+        histories = histories or [self.history(), self.history(1)]
+        chains = [self.chain(i, bodies) for i, bodies in enumerate(histories)]
+        ledgers = {self.identity(i).pseudonym: entries for i, entries in enumerate(chains)}
+        predicate = claim(self.claims(ledgers))
+        statement = privacy_statement({"model.onnx": "ab" * 32}, predicate)
+        first = self.identity(0).pseudonym
+        return Bundle(
+            plan=Envelope.sign(PLAN_TYPE, self.plan.encode(), [self.coordinator]).encode(),
+            statement=Envelope.sign(
+                INTOTO_TYPE, statement, [self.coordinator, self.approver]
+            ).encode(),
+            signers={"coordinator": self.coordinator.public, "approver": self.approver.public},
+            clients={
+                self.identity(i).pseudonym: self.identity(i).key.public for i in range(len(chains))
+            },
+            ledgers={**ledgers, first: chain(ledgers[first])},
+        )
+
+
+def trust_in(bundle: Bundle) -> Trust:
+    return Trust(
+        {role: key.fingerprint for role, key in bundle.signers.items()},
+        {name: key.fingerprint for name, key in bundle.clients.items()},
+    )
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def rewrite(path: Path, name: str, data: bytes) -> None:
+    """Replace a file of a bundle and list it in the manifest, as whoever publishes it could."""
+    import json
+
+    (path / name).write_bytes(data)
+    manifest = json.loads((path / "bundle.json").read_bytes())
+    manifest["files"][name] = digest(data)
+    (path / "bundle.json").write_bytes(encode(manifest))

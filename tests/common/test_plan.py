@@ -1,0 +1,324 @@
+"""One plan, one digest: whatever two parties must agree on, said once, in one spelling."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.canonical import encode
+from common.config import Table, read_toml
+from common.data.schema import Column, Schema
+from common.errors import PlanError
+from common.plan import Cohort, Optimizer, Plan, Privacy, Release
+
+TOML = """\
+[plan]
+name = "digits"
+model = "softmax"
+rounds = 5
+[plan.schema]
+kind = "image"
+shape = [1, 8, 8]
+upper = 16
+classes = ["0", "1"]
+[plan.cohort]
+clients = 10
+quorum = 5
+[plan.optimizer]
+learning_rate = 4.0
+[plan.privacy]
+trust = "local"
+noise_multiplier = 1.5
+delta = 1e-5
+clipping_norm = 1.0
+sampling_rate = 0.5
+steps = 2
+divisor = 72
+[plan.release]
+name = "digits"
+"""
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    def from_text(text: str, *overrides: str) -> Plan:
+        path = tmp_path / "plan.toml"
+        path.write_text(text)
+        return Plan.read(read_toml(path, overrides).table("plan"))
+
+    return from_text
+
+
+def test_toml_and_canonical_json_mean_the_same_plan(read) -> None:
+    plan = read(TOML)
+    again = Plan.decode(plan.encode())
+    assert again == plan
+    assert again.digest == plan.digest
+    written_otherwise = TOML.replace("1e-5", "0.00001").replace("4.0", "4").replace("72", "72.0")
+    assert read(written_otherwise).digest == plan.digest
+
+
+def test_every_field_of_the_encoding_is_pinned(read) -> None:
+    plan = read(TOML)
+    document = {
+        "schema_version": 1,
+        "name": "digits",
+        "task": "classification",
+        "model": "softmax",
+        "rounds": 5,
+        "schema": {
+            "kind": "image",
+            "shape": [1, 8, 8],
+            "lower": "0.0",
+            "upper": "16.0",
+            "classes": ["0", "1"],
+        },
+        "cohort": {"clients": 10, "quorum": 5, "deadline": "3600.0"},
+        "optimizer": {
+            "learning_rate": "4.0",
+            "momentum": "0.0",
+            "aggregation": "fedavg",
+            "update_bound": "1000.0",
+        },
+        "privacy": {
+            "trust": "local",
+            "unit": "record",
+            "adjacency": "add-or-remove-one",
+            "sampling_rate": "0.5",
+            "noise_multiplier": "1.5",
+            "clipping_norm": "1.0",
+            "steps": 2,
+            "divisor": "72.0",
+            "delta": "1e-05",
+        },
+        "release": {"name": "digits"},
+    }
+    assert plan.encode() == json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def test_an_override_means_the_same_as_the_file(read) -> None:
+    assert read(TOML, "plan.rounds=9") == read(TOML.replace("rounds = 5", "rounds = 9"))
+    with pytest.raises(PlanError, match="--set"):
+        read(TOML, "plan.rounds=0")
+
+
+def test_the_digest_changes_with_every_field(read) -> None:
+    plan = read(TOML)
+    table = Schema("table", (1,), ("a", "b"), (Column("x", 0.0, 1.0),), target="y")
+    parts = [
+        {"name": "other"},
+        {"task": "other"},
+        {"model": "mlp"},
+        {"rounds": 6},
+        *({"schema": replace(plan.schema, **c)} for c in (
+            {"shape": (1, 8, 9)}, {"upper": 15.0}, {"lower": 1.0}, {"classes": ("1", "0")},
+        )),
+        {"schema": table},
+        {"schema": replace(table, target="z")},
+        {"schema": replace(table, columns=(Column("x", 0.0, 2.0),))},
+        {"schema": replace(table, columns=(Column("w", 0.0, 1.0),))},
+        *({"cohort": replace(plan.cohort, **c)} for c in (
+            {"clients": 11}, {"quorum": 4}, {"deadline": 1.0},
+        )),
+        *({"optimizer": replace(plan.optimizer, **c)} for c in (
+            {"learning_rate": 1.0}, {"momentum": 0.5}, {"aggregation": "x"}, {"update_bound": 1.0},
+        )),
+        *({"privacy": replace(plan.privacy, **c)} for c in (
+            {"trust": "central"}, {"sampling_rate": 0.4}, {"noise_multiplier": 1.6},
+            {"clipping_norm": 2.0}, {"steps": 3}, {"divisor": 71.0}, {"delta": 1e-6},
+        )),
+        {"release": Release("other")},
+    ]  # fmt: skip
+    digests = {plan.digest, *(replace(plan, **part).digest for part in parts)}
+    assert len(digests) == len(parts) + 1
+    # Every field of every part is in the list above.
+    for kind, count in ((Plan, 9), (Cohort, 3), (Optimizer, 4), (Privacy, 7), (Release, 1)):
+        assert len(kind.__dataclass_fields__) == count
+
+
+def test_the_whole_plans_event_has_every_step_of_every_round(read) -> None:
+    event = read(TOML).event()
+    assert (event.sampling_rate, event.noise_multiplier, event.steps) == (0.5, 1.5, 10)
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "table", ["plan", "plan.schema", "plan.cohort", "plan.optimizer", "plan.privacy"]
+    + ["plan.release"],
+)  # fmt: skip
+def test_an_unknown_key_in_any_table_is_named_with_its_line(read, table: str) -> None:
+    text = TOML.replace(f"[{table}]\n", f"[{table}]\nseed = 1\n")
+    line = text.splitlines().index(f"[{table}]") + 2
+    with pytest.raises(PlanError, match=rf"plan\.toml, line {line}: unknown key 'seed'"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "digits"', 'name = "../digits"'),
+        ('name = "digits"', 'name = ""'),
+        ('model = "softmax"', "model = 1"),
+        ('model = "softmax"', 'model = "os:system"'),
+        ("rounds = 5", "rounds = 0"),
+        ("rounds = 5", "rounds = 5.0"),
+        ("rounds = 5", "rounds = true"),
+        ("rounds = 5", "rounds = 10000000"),
+        ("rounds = 5", "rounds = 1" + "0" * 400),
+        ("shape = [1, 8, 8]", "shape = [8, 8]"),
+        ("shape = [1, 8, 8]", "shape = [1, 0, 8]"),
+        ("shape = [1, 8, 8]", "shape = [4096, 4096, 4096]"),
+        ("upper = 16", "upper = 0"),
+        ("upper = 16", "upper = nan"),
+        ('classes = ["0", "1"]', 'classes = ["0"]'),
+        ('classes = ["0", "1"]', 'classes = ["0", "0"]'),
+        ("clients = 10", "clients = 0"),
+        ("quorum = 5", "quorum = 11"),
+        ("quorum = 5", "quorum = 0"),
+        ("quorum = 5", "deadline = 0"),
+        ("learning_rate = 4.0", "learning_rate = 0"),
+        ("learning_rate = 4.0", "learning_rate = -1.0"),
+        ("learning_rate = 4.0", "learning_rate = inf"),
+        ("learning_rate = 4.0", 'learning_rate = "4.0"'),
+        ("learning_rate = 4.0", "learning_rate = 4.0\nmomentum = 1.0"),
+        ("learning_rate = 4.0", 'learning_rate = 4.0\naggregation = "median"'),
+        ("learning_rate = 4.0", "learning_rate = 4.0\nupdate_bound = 2048"),
+        ('trust = "local"', 'trust = "nobody"'),
+        ('trust = "local"', 'trust = "local"\nunit = "client"'),
+        ('trust = "local"', 'trust = "local"\nadjacency = "replace-one"'),
+        ("noise_multiplier = 1.5", "noise_multiplier = 0"),
+        ("noise_multiplier = 1.5", "noise_multiplier = -1"),
+        ("noise_multiplier = 1.5", "noise_multiplier = nan"),
+        ("noise_multiplier = 1.5", "noise_multiplier = 1" + "0" * 400),
+        ("delta = 1e-5", "delta = 0"),
+        ("delta = 1e-5", "delta = 0.1"),
+        ("clipping_norm = 1.0", "clipping_norm = 0"),
+        ("sampling_rate = 0.5", "sampling_rate = 0"),
+        ("sampling_rate = 0.5", "sampling_rate = 1.01"),
+        ("steps = 2", "steps = 0"),
+        ("divisor = 72", "divisor = 0"),
+    ],
+)
+def test_an_impossible_value_is_named_with_its_line(read, old: str, new: str) -> None:
+    text = TOML.replace(old, new, 1)
+    line = text[: text.index(new)].count("\n") + 1 + new.count("\n")
+    with pytest.raises(PlanError, match=rf"plan\.toml, line {line}: "):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for line in TOML.splitlines() if "=" in line and not line.startswith("quorum")],
+)
+def test_a_missing_key_is_named_with_file_and_table(read, line: str) -> None:
+    # Defaults exist only where no promise depends on them.
+    text = TOML.replace(line + "\n", "", 1)
+    with pytest.raises(PlanError, match=r"plan\.toml, line \d+: ") as caught:
+        read(text)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("trust", ["central", "distributed"])
+def test_a_trust_mode_that_is_not_built_is_refused_and_says_so(read, trust: str) -> None:
+    with pytest.raises(PlanError, match="not built yet") as caught:
+        read(TOML.replace('"local"', f'"{trust}"'))
+    assert "local" in caught.value.hint
+
+
+def test_epsilon_and_noise_are_never_both_nor_neither(read) -> None:
+    with pytest.raises(PlanError, match=r"line \d+: .*not both"):
+        read(TOML.replace("delta", "epsilon = 3.0\ndelta"))
+    with pytest.raises(PlanError, match=r"line \d+: give either epsilon or noise_multiplier"):
+        read(TOML.replace("noise_multiplier = 1.5\n", ""))
+
+
+def test_more_steps_than_can_be_accounted_for_are_a_plan_error(read) -> None:
+    text = TOML.replace("rounds = 5", "rounds = 1000000").replace("steps = 2", "steps = 1000000")
+    with pytest.raises(PlanError, match=r"line \d+: 1000000 steps in each of 1000000 rounds"):
+        read(text)
+
+
+def test_a_target_epsilon_becomes_a_noise_multiplier_in_the_plan(read) -> None:
+    plan = read(TOML.replace("noise_multiplier = 1.5", "epsilon = 6.0"))
+    assert b'"epsilon"' not in plan.encode()
+    # The exact Gaussian at rate 1 and the same steps needs more noise; half of it is too little.
+    assert 1.0 < plan.privacy.noise_multiplier < 2.5
+    assert Plan.decode(plan.encode()) == plan
+
+
+@pytest.mark.parametrize("value", ["0.001", "1000", "nan", "true"])
+def test_an_impossible_target_is_refused(read, value: str) -> None:
+    with pytest.raises(PlanError, match="epsilon"):
+        read(TOML.replace("noise_multiplier = 1.5", f"epsilon = {value}"))
+
+
+# -- canonical JSON from anywhere ------------------------------------------------------------------
+
+
+def document() -> dict:
+    return Plan.read(Table(tomllib.loads(TOML)["plan"])).json()
+
+
+def paths(value: dict, prefix=()):
+    for key, item in value.items():
+        yield (*prefix, key)
+        if isinstance(item, dict):
+            yield from paths(item, (*prefix, key))
+
+
+@pytest.mark.parametrize("path", list(paths(document())), ids=".".join)
+def test_a_signed_plan_leaves_nothing_to_a_default(path) -> None:
+    changed = document()
+    inner = changed
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    with pytest.raises(PlanError):
+        Plan.decode(encode(changed))
+
+
+def test_a_signed_plan_with_one_key_more_is_refused() -> None:
+    for path in [("x",), ("privacy", "x"), ("schema", "x"), ("cohort", "x"), ("release", "x")]:
+        changed = document()
+        inner = changed
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = 1
+        with pytest.raises(PlanError, match="unknown key"):
+            Plan.decode(encode(changed))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema_version": 2},
+        {"schema_version": True},
+        {"rounds": "5"},
+        {"privacy": {**document()["privacy"], "delta": "0.00001"}},
+        {"privacy": {**document()["privacy"], "delta": 1}},
+        {"privacy": {**document()["privacy"], "divisor": 72}},
+        {"privacy": {**document()["privacy"], "unit": "client"}},
+    ],
+)
+def test_another_spelling_of_a_signed_plan_is_refused(changes) -> None:
+    with pytest.raises(PlanError):
+        Plan.decode(encode({**document(), **changes}))
+
+
+def test_a_signed_plan_cannot_ask_its_reader_to_calibrate() -> None:
+    privacy = {k: v for k, v in document()["privacy"].items() if k != "noise_multiplier"}
+    hostile = {**document(), "privacy": {**privacy, "epsilon": "3.0"}}
+    with pytest.raises(PlanError, match="states its noise"):
+        Plan.decode(encode(hostile))
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"name": "x"}', b"{" * 9999])
+def test_bytes_that_are_no_plan_are_a_plan_error(data: bytes) -> None:
+    with pytest.raises(PlanError):
+        Plan.decode(data)

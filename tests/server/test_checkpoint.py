@@ -1,0 +1,182 @@
+"""A checkpoint is whole or it is not one; the newest whole one of this run is what counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import durable
+from common.errors import OperationError, TrustError
+from server.checkpoint import KEEP, Checkpoint, CheckpointStore
+from tests.world import RUN, Snapshot, killed_at, model
+
+PLAN = "a" * 64
+
+
+def state(round_: int, value: float | None = None, run: str = RUN, plan: str = PLAN) -> Checkpoint:
+    heads = {"clinic-a": {"head": "f" * 64, "entries": 2 * round_ + 1}}
+    return Checkpoint(
+        run,
+        plan,
+        round_,
+        model(round_ if value is None else value),
+        round_,
+        heads if round_ else {},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path, RUN, PLAN)
+
+
+def same(one: Checkpoint | None, other: Checkpoint) -> bool:
+    return one is not None and (
+        (one.run, one.plan, one.round, one.changed, dict(one.heads))
+        == (other.run, other.plan, other.round, other.changed, dict(other.heads))
+        and set(one.model) == set(other.model)
+        and all(np.array_equal(one.model[name], other.model[name]) for name in one.model)
+    )
+
+
+def files(store: CheckpointStore) -> set[str]:
+    return {file.name for file in store.path.iterdir()}
+
+
+def test_what_was_saved_comes_back(store: CheckpointStore) -> None:
+    assert store.latest() is None
+    for round_ in (1, 2):
+        store.save(state(round_))
+        assert same(store.latest(), state(round_))
+
+
+def test_only_the_newest_are_kept(store: CheckpointStore) -> None:
+    for round_ in range(1, KEEP + 4):
+        store.save(state(round_))
+    expected = {f"round-{round_:06d}" for round_ in range(4, KEEP + 4)}
+    assert files(store) == {f"{n}.json" for n in expected} | {f"{n}.safetensors" for n in expected}
+
+
+def test_a_model_without_a_manifest_is_no_checkpoint(store: CheckpointStore) -> None:
+    store.save(state(1))
+    (store.path / "round-000002.safetensors").write_bytes(b"\0" * 100)
+    assert same(store.latest(), state(1))
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "gone", "not-text"])
+def test_a_damaged_newest_one_is_passed_over(
+    store: CheckpointStore, suffix: str, damage: str
+) -> None:
+    store.save(state(1))
+    store.save(state(2))
+    file = store.path / f"round-000002.{suffix}"
+    data = bytearray(file.read_bytes())
+    match damage:
+        case "empty":
+            file.write_bytes(b"")
+        case "cut":
+            file.write_bytes(data[: len(data) // 2])
+        case "flipped":
+            position = len(data) - 3 if suffix == "safetensors" else data.index(b"model") + 10
+            data[position] ^= 1
+            file.write_bytes(data)
+        case "gone":
+            file.unlink()
+        case "not-text":
+            file.write_bytes(b"\xff\x00\xfe")
+    assert same(store.latest(), state(1))
+    store.save(state(2, 9.0))  # the round is made again
+    assert same(store.latest(), state(2, 9.0))
+
+
+def test_where_every_one_is_damaged_there_is_none(store: CheckpointStore) -> None:
+    store.save(state(1))
+    (store.path / "round-000001.safetensors").write_bytes(b"x")
+    assert store.latest() is None
+
+
+@pytest.mark.parametrize("foreign", [{"run": "b" * 32}, {"plan": "b" * 64}], ids=["run", "plan"])
+def test_a_checkpoint_of_another_run_or_plan_is_refused(
+    store: CheckpointStore, foreign: dict[str, str]
+) -> None:
+    store.save(state(1))
+    CheckpointStore(store.path, foreign.get("run", RUN), foreign.get("plan", PLAN)).save(
+        state(2, **foreign)  # type: ignore[arg-type]
+    )
+    before = Snapshot.of(store.path)
+    with pytest.raises(TrustError) as caught:
+        store.latest()
+    assert caught.value.code == "bad-checkpoint"
+    assert Snapshot.of(store.path) == before
+
+
+def test_killed_at_any_write_there_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    outcomes = []
+    for step in range(1, 40):
+        store = CheckpointStore(tmp_path / str(step), RUN, PLAN)
+        store.path.mkdir()
+        for round_ in (1, 2, 3):
+            store.save(state(round_))
+        if not killed_at(step, lambda store=store: store.save(state(4))):  # type: ignore[misc]
+            break
+        latest = store.latest()
+        assert same(latest, state(3)) or same(latest, state(4))
+        assert latest is not None
+        outcomes.append(latest.round)
+        assert not [name for name in files(store) if name.endswith(".tmp")]
+        store.save(state(4))
+        assert same(store.latest(), state(4))
+        assert len(files(store)) == 2 * KEEP
+    assert sorted(outcomes) == outcomes
+    assert set(outcomes) == {3, 4}
+
+
+def test_a_full_disk_leaves_the_old_one(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(state(1))
+    before = Snapshot.of(store.path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable.os, "fsync", full)
+    with pytest.raises(OperationError) as caught:
+        store.save(state(2))
+    assert caught.value.code == "disk-full"
+    monkeypatch.undo()
+    assert Snapshot.of(store.path) == before
+    assert same(store.latest(), state(1))
+
+
+# -- incarnations --------------------------------------------------------------------------------
+
+
+def test_every_start_is_a_new_incarnation(store: CheckpointStore) -> None:
+    assert [store.begin_incarnation() for _ in range(3)] == [0, 1, 2]
+    store.begin_round(2, 5, {"clinic-a": "ab" * 16})
+    assert CheckpointStore(store.path, RUN, PLAN).begin_incarnation() == 3
+
+
+def test_killed_at_any_write_an_incarnation_is_never_used_twice(tmp_path: Path) -> None:
+    for step in range(1, 20):
+        store = CheckpointStore(tmp_path / str(step), RUN, PLAN)
+        store.path.mkdir()
+        used = [store.begin_incarnation()]
+        if not killed_at(step, store.begin_incarnation):
+            break
+        used.append(store.begin_incarnation())
+        assert used in ([0, 1], [0, 2])  # one may be lost, since it was never used
+    assert step == 4
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"incarnation":"1"}', b'{"incarnation":true}'])
+def test_a_damaged_count_of_incarnations_is_refused(store: CheckpointStore, data: bytes) -> None:
+    (store.path / "pending.json").write_bytes(data)
+    with pytest.raises(TrustError) as caught:
+        store.begin_incarnation()
+    assert caught.value.code == "bad-checkpoint"
+    assert (store.path / "pending.json").read_bytes() == data

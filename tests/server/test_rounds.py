@@ -1,0 +1,587 @@
+"""Our round loop against clients that lie, fall silent or die, over a Grid in memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.canonical import decode
+from common.data.binding import Binding
+from common.errors import BudgetError, NetworkError, TrustError
+from common.keys import KeyDirectory
+from common.plan import Plan
+from common.wire import Arrays, Hello, RollCall, RoundRequest, digest_arrays
+from server.aggregation.mean import ExactMean
+from server.checkpoint import CheckpointStore
+from server.home import COORDINATOR, ServerHome
+from server.rounds import RoundLoop, RoundReport
+from tests.world import (
+    PLAN,
+    RUN,
+    SHAPES,
+    FakeClient,
+    Snapshot,
+    flower_identity,
+    killed_at,
+    model,
+)
+
+NAMES = ("clinic-a", "clinic-b", "clinic-c")
+QUICK = replace(PLAN, cohort=replace(PLAN.cohort, deadline=0.3))
+Answer = Callable[["Node", Message], list[Message]]
+
+
+@pytest.fixture(autouse=True)
+def _flower(caplog: pytest.LogCaptureFixture) -> None:
+    flower_identity()
+    caplog.set_level(logging.CRITICAL, "flwr")
+
+
+# -- a grid in memory ----------------------------------------------------------------------------
+
+
+@dataclass
+class Node:
+    """A node that plays one client; ``train`` and ``query`` may be replaced by something worse."""
+
+    client: FakeClient
+    coordinator: Any
+    train: Answer | None = None
+    query: Answer | None = None
+    seen: list[RoundRequest] = field(default_factory=list)
+
+    def __call__(self, message: Message) -> list[Message]:
+        if message.metadata.message_type == "query":
+            return (self.query or hello)(self, message)
+        envelope = message.content.config_records["request"]["envelope"]
+        assert isinstance(envelope, bytes)
+        self.seen.append(RoundRequest.verify(envelope, self.coordinator))
+        arrays = message.content.array_records["arrays"].to_numpy_ndarrays()
+        assert len(arrays) == len(SHAPES)
+        return (self.train or honest)(self, message)
+
+
+class MemoryGrid(Grid):
+    """Delivers messages at once, by node id; ``extra`` replies come with each batch."""
+
+    def __init__(self, nodes: dict[int, Node]) -> None:
+        self.nodes = nodes
+        self.pushed: list[Message] = []
+        self.extra: list[Message] = []
+        self.on_push: Callable[[], None] = lambda: None
+        self._replies: list[Message] = []
+
+    def set_run(self, run: Any) -> None:
+        pass
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self.on_push()
+        names = []
+        for message in messages:
+            name = f"message-{len(self.pushed)}"
+            message.metadata.__dict__["_message_id"] = name
+            self.pushed.append(message)
+            names.append(name)
+            node = self.nodes.get(message.metadata.dst_node_id)
+            self._replies += node(message) if node else []
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        wanted = set(message_ids)
+        answers = [m for m in self._replies if m.metadata.reply_to_message_id in wanted]
+        self._replies = [m for m in self._replies if m not in answers]
+        return answers + self.extra
+
+    def send_and_receive(self, *_: Any, **__: Any) -> list[Message]:
+        raise NotImplementedError
+
+
+def reply(message: Message, update: Arrays, receipt: bytes) -> Message:
+    arrays = ArrayRecord({name: Array(value) for name, value in update.items()})
+    content = RecordDict({"update": arrays, "receipt": ConfigRecord({"envelope": receipt})})
+    return Message(content, reply_to=message)
+
+
+def honest(node: Node, message: Message) -> list[Message]:
+    return [reply(message, *node.client.answer(node.seen[-1]))]
+
+
+def hello(node: Node, message: Message) -> list[Message]:
+    return [say_hello(message, node.client, nonce_of(node, message))]
+
+
+def nonce_of(node: Node, message: Message) -> str:
+    envelope = message.content.config_records["roll-call"]["envelope"]
+    assert isinstance(envelope, bytes)
+    return RollCall.verify(envelope, node.coordinator).nonce
+
+
+def say_hello(message: Message, signer: FakeClient, nonce: str, name: str = "") -> Message:
+    envelope = Hello(name or signer.name, nonce).sign(signer.key)
+    return Message(RecordDict({"hello": ConfigRecord({"envelope": envelope})}), reply_to=message)
+
+
+def refuse(code: str) -> Answer:
+    content = RecordDict({"refusal": ConfigRecord({"code": code})})
+    return lambda _, message: [Message(content, reply_to=message)]
+
+
+# -- a run ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A run directory, its grid, and what its rounds reported."""
+
+    home: ServerHome
+    grid: MemoryGrid
+    reports: list[RoundReport] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, path: Path, plan: Plan = PLAN, entries: int = 1, seed: int | None = 5) -> World:
+        clients = [FakeClient(name, entries) for name in NAMES]
+        keys = KeyDirectory(path / "keys")
+        if not (path / "keys").exists():
+            keys.create(COORDINATOR)
+            home = ServerHome(
+                path=path / "run",
+                run=RUN,
+                plan=plan,
+                keys=path / "keys",
+                members={client.name: client.member() for client in clients},
+                binding=Binding(source="csv", path="/nowhere.csv"),
+                seed=seed,
+            )
+            home.create()
+        home = ServerHome.read(path / "run")
+        public = home.signing_key().public
+        nodes = {100 + i: Node(client, public) for i, client in enumerate(clients)}
+        return cls(home, MemoryGrid(nodes))
+
+    def node(self, name: str) -> Node:
+        (node,) = [n for n in self.grid.nodes.values() if n.client.name == name]
+        return node
+
+    def run(self) -> Arrays:
+        loop = RoundLoop(self.home, self.grid, model(), on_round=self.reports.append)
+        return loop.run()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.home.metrics.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World.make(tmp_path)
+
+
+def bits(arrays: Arrays) -> str:
+    return digest_arrays(arrays)
+
+
+def expected_model(who: Iterable[str], rounds: int = PLAN.rounds) -> Arrays:
+    """By arithmetic: the sum over rounds of the mean of these clients' updates."""
+    result = model()
+    for round_ in range(1, rounds + 1):
+        mean = ExactMean(SHAPES)
+        for name in who:
+            mean.add(FakeClient(name).update(round_))
+        result = {n: (v + mean.mean()[n]).astype(np.float32) for n, v in result.items()}
+    return result
+
+
+def test_the_model_is_the_sum_of_the_mean_updates(world: World) -> None:
+    final = world.run()
+    assert bits(final) == bits(expected_model(NAMES))
+    updates = [FakeClient(n).update(r)["weight"] for n in NAMES for r in (1, 2, 3)]
+    np.testing.assert_allclose(final["weight"], np.sum(updates, axis=0) / 3, atol=1e-6)
+    assert [(r.round, r.asked, r.valid, r.changed) for r in world.reports] == [
+        (round_, 3, 3, True) for round_ in (1, 2, 3)
+    ]
+
+
+def test_a_report_holds_counts_and_codes_only(world: World) -> None:
+    world.run()
+    assert set(world.metrics()[0]) == {
+        "round",
+        "asked",
+        "valid",
+        "changed",
+        "dropped",
+        "accuracy",
+        "seconds",
+    }
+
+
+# -- one bad client ------------------------------------------------------------------------------
+
+
+def with_update(change: Callable[[Arrays], Arrays]) -> Answer:
+    def answer(node: Node, message: Message) -> list[Message]:
+        update, _ = node.client.answer(node.seen[-1])
+        update = change(update)
+        return [reply(message, update, node.client.receipt(node.seen[-1], update))]
+
+    return answer
+
+
+def with_receipt(**changes: Any) -> Answer:
+    def answer(node: Node, message: Message) -> list[Message]:
+        update, _ = node.client.answer(node.seen[-1])
+        return [reply(message, update, node.client.receipt(node.seen[-1], update, **changes))]
+
+    return answer
+
+
+def replay(node: Node, message: Message) -> list[Message]:
+    """The honest answer to the first request, again and again."""
+    first = node.seen[0]
+    update = node.client.update(first.round)
+    node.client.entries += 2
+    return [reply(message, update, node.client.receipt(first, update))]
+
+
+def somebody_elses(node: Node, message: Message) -> list[Message]:
+    other = FakeClient("clinic-a", entries=99)
+    return [reply(message, *other.answer(node.seen[-1]))]
+
+
+def fails(node: Node, message: Message) -> list[Message]:
+    return [Message(Error(code=0, reason="a traceback with data in it"), reply_to=message)]
+
+
+def nothing_in_it(node: Node, message: Message) -> list[Message]:
+    return [Message(RecordDict(), reply_to=message)]
+
+
+BAD: dict[str, tuple[Answer, str]] = {
+    "silent": (lambda *_: [], "silent"),
+    "raises": (fails, "client-error"),
+    "empty": (nothing_in_it, "malformed"),
+    "refuses": (refuse("stale-round"), "refused-stale-round"),
+    "refuses-oddly": (refuse("Record 7 is odd"), "refused"),
+    "nan": (with_update(lambda u: {**u, "bias": u["bias"] * np.float32("nan")}), "not-finite"),
+    "too-large": (
+        with_update(lambda u: {**u, "bias": u["bias"] + np.float32(2e3)}),
+        "out-of-bound",
+    ),
+    "shape": (with_update(lambda u: {**u, "bias": np.zeros((1, 2), np.float32)}), "wrong-shape"),
+    "names": (with_update(lambda u: {"weight": u["weight"]}), "wrong-names"),
+    "float64": (with_update(lambda u: {**u, "bias": u["bias"].astype(np.float64)}), "malformed"),  # type: ignore[dict-item]
+    "huge": (with_update(lambda u: {**u, "x": np.zeros(9999, np.float32)}), "too-large"),
+    "other-bytes": (with_receipt(update="0" * 64), "wrong-update"),
+    "other-round": (with_receipt(round=9), "wrong-request"),
+    "rolled-back": (with_receipt(entries=0), "ledger-rolled-back"),
+    "anothers-receipt": (somebody_elses, "bad-receipt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_client_costs_its_own_reply_and_not_a_bit_of_the_model(
+    tmp_path: Path, name: str
+) -> None:
+    world = World.make(tmp_path, QUICK)
+    world.node("clinic-c").train, code = BAD[name]
+    final = world.run()
+    assert bits(final) == bits(expected_model(NAMES[:2]))
+    assert [dict(report.dropped) for report in world.reports] == [{"clinic-c": code}] * 3
+    assert [report.valid for report in world.reports] == [2, 2, 2]
+    stored = "".join(str(file) for file in Snapshot.of(world.home.path).files.values())
+    assert "traceback" not in stored
+    assert "Record 7" not in stored
+
+
+def test_a_replayed_reply_counts_once(tmp_path: Path) -> None:
+    world = World.make(tmp_path)
+    world.node("clinic-c").train = replay
+    world.run()
+    assert [report.dropped for report in world.reports] == [
+        {},
+        {"clinic-c": "wrong-request"},
+        {"clinic-c": "wrong-request"},
+    ]
+
+
+def test_a_ledger_that_goes_back_is_noticed_in_the_next_round(world: World) -> None:
+    def forgets(node: Node, message: Message) -> list[Message]:
+        node.client.entries = 1
+        return honest(node, message)
+
+    world.node("clinic-c").train = forgets
+    world.run()
+    assert [dict(report.dropped) for report in world.reports] == [
+        {},
+        {"clinic-c": "ledger-rolled-back"},
+        {"clinic-c": "ledger-rolled-back"},
+    ]
+
+
+def test_a_reply_that_comes_twice_counts_once(world: World) -> None:
+    world.node("clinic-c").train = lambda node, message: 2 * honest(node, message)
+    assert bits(world.run()) == bits(expected_model(NAMES))
+    assert all(report.valid == 3 for report in world.reports)
+
+
+def test_the_first_of_two_different_replies_decides(world: World) -> None:
+    def both(node: Node, message: Message) -> list[Message]:
+        return [*fails(node, message), *honest(node, message)]
+
+    world.node("clinic-c").train = both
+    assert bits(world.run()) == bits(expected_model(NAMES[:2]))
+
+
+def test_replies_from_nodes_that_were_not_asked_are_ignored(world: World) -> None:
+    asked = Message(RecordDict(), dst_node_id=666, message_type="train")
+    stranger = FakeClient("stranger")
+    request = RoundRequest(PLAN.digest, RUN, 0, 1, digest_arrays(model()), "ab" * 16)
+    world.grid.extra = [reply(asked, *stranger.answer(request))]
+    assert bits(world.run()) == bits(expected_model(NAMES))
+    assert all(not report.dropped for report in world.reports)
+
+
+def test_the_order_of_arrival_does_not_change_a_bit(tmp_path: Path) -> None:
+    forwards, backwards = World.make(tmp_path / "one"), World.make(tmp_path / "two")
+    backwards.grid.nodes = dict(reversed(backwards.grid.nodes.items()))
+    assert bits(forwards.run()) == bits(backwards.run())
+
+
+# -- roll call -----------------------------------------------------------------------------------
+
+MALLORY = FakeClient("mallory")
+
+
+def unknown(node: Node, message: Message) -> list[Message]:
+    return [say_hello(message, MALLORY, nonce_of(node, message))]
+
+
+def pretends(node: Node, message: Message) -> list[Message]:
+    return [say_hello(message, MALLORY, nonce_of(node, message), "clinic-c")]
+
+
+def other_name(node: Node, message: Message) -> list[Message]:
+    return [say_hello(message, node.client, nonce_of(node, message), "clinic-a")]
+
+
+def old_nonce(node: Node, message: Message) -> list[Message]:
+    return [say_hello(message, node.client, "00" * 16)]
+
+
+def odd(node: Node, message: Message) -> list[Message]:
+    content = RecordDict({"hello": ConfigRecord({"envelope": b"{}"})})
+    return [Message(content, reply_to=message)]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [unknown, pretends, other_name, old_nonce, odd, fails, nothing_in_it, refuse("bad-signature")],
+    ids=lambda query: query.__name__,
+)
+def test_a_node_that_does_not_prove_who_it_is_takes_no_part(tmp_path: Path, query: Answer) -> None:
+    world = World.make(tmp_path, QUICK)
+    world.node("clinic-c").query = query
+    assert bits(world.run()) == bits(expected_model(NAMES[:2]))
+    assert all(report.asked == 2 and not report.dropped for report in world.reports)
+    assert not world.node("clinic-c").seen
+
+
+def test_too_few_clients_is_an_error_that_changes_nothing(tmp_path: Path) -> None:
+    world = World.make(tmp_path, QUICK)
+    for name in NAMES[1:]:
+        world.node(name).query = unknown
+    with pytest.raises(NetworkError) as caught:
+        world.run()
+    assert caught.value.code == "too-few-clients"
+    assert caught.value.exit_code == 3
+    assert not world.reports
+    assert not any(node.seen for node in world.grid.nodes.values())
+
+
+def test_clients_that_come_later_are_waited_for(tmp_path: Path) -> None:
+    world = World.make(tmp_path)
+    nodes, polls = dict(world.grid.nodes), []
+
+    def later() -> list[int]:
+        polls.append(1)
+        world.grid.nodes = nodes if len(polls) > 2 else {100: nodes[100]}
+        return list(world.grid.nodes)
+
+    world.grid.get_node_ids = later  # type: ignore[method-assign]
+    assert bits(world.run()) == bits(expected_model(NAMES))
+
+
+# -- quorum and budget ---------------------------------------------------------------------------
+
+
+def only_in(rounds: set[int], otherwise: Answer) -> Answer:
+    def answer(node: Node, message: Message) -> list[Message]:
+        return (honest if node.seen[-1].round in rounds else otherwise)(node, message)
+
+    return answer
+
+
+def test_a_round_without_a_quorum_changes_nothing_and_says_so(world: World) -> None:
+    for name in NAMES[1:]:
+        world.node(name).train = only_in({1, 3}, fails)
+    world.run()
+    one, two, three = world.metrics()
+    assert (one["changed"], two["changed"], three["changed"]) == (True, False, True)
+    assert two["dropped"] == dict.fromkeys(NAMES[1:], "client-error")
+    assert world.node("clinic-a").seen[1].model == world.node("clinic-a").seen[2].model
+    assert world.node("clinic-a").seen[0].model != world.node("clinic-a").seen[1].model
+
+
+def test_a_run_in_which_no_round_had_a_quorum_says_why(world: World) -> None:
+    world.node("clinic-a").train = refuse("below-floor")
+    world.node("clinic-b").train = fails
+    with pytest.raises(NetworkError) as caught:
+        world.run()
+    assert caught.value.code == "no-quorum"
+    assert "refused-below-floor x 3" in caught.value.message
+    assert "client-error x 3" in caught.value.message
+    latest = CheckpointStore(world.home.checkpoints, RUN, PLAN.digest).latest()
+    assert latest is not None
+    assert bits(latest.model) == bits(model())
+
+
+def test_clients_that_all_refuse_for_their_budget_are_a_budget_error(world: World) -> None:
+    for name in NAMES:
+        world.node(name).train = refuse("budget-exhausted")
+    with pytest.raises(BudgetError) as caught:
+        world.run()
+    assert caught.value.exit_code == 10
+    assert [report.changed for report in world.reports] == [False] * 3
+
+
+def test_a_budget_that_ends_halfway_keeps_what_was_learnt(world: World) -> None:
+    for name in NAMES:
+        world.node(name).train = only_in({1, 2}, refuse("budget-exhausted"))
+    assert bits(world.run()) == bits(expected_model(NAMES, rounds=2))
+    assert world.metrics()[-1]["dropped"] == dict.fromkeys(NAMES, "refused-budget-exhausted")
+
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+def test_every_request_has_a_nonce_of_its_own_that_was_stored_before_it_was_sent(
+    world: World,
+) -> None:
+    stored: list[dict[str, Any]] = []
+
+    def look() -> None:
+        stored.append(decode((world.home.checkpoints / "pending.json").read_bytes()))
+
+    world.grid.on_push = look
+    world.run()
+    requests = [request for node in world.grid.nodes.values() for request in node.seen]
+    assert len({request.nonce for request in requests}) == len(requests) == 9
+    for name in NAMES:
+        for request in world.node(name).seen:
+            pending = stored[request.round]  # the first push is the roll call
+            assert pending["nonces"][name] == request.nonce
+            assert (pending["round"], pending["incarnation"]) == (request.round, 0)
+
+
+def test_a_cohort_is_drawn_by_stable_names_and_the_same_for_a_seed(tmp_path: Path) -> None:
+    plan = replace(PLAN, cohort=replace(PLAN.cohort, clients=2), rounds=12)
+
+    def drawn(path: str, seed: int | None = 5) -> list[list[str]]:
+        world = World.make(tmp_path / path, plan, seed=seed)
+        if path == "moved":
+            renumbered = {900 - node: it for node, it in world.grid.nodes.items()}
+            world.grid.nodes = renumbered
+        world.run()
+        return [
+            [n for n in NAMES if any(r.round == round_ for r in world.node(n).seen)]
+            for round_ in range(1, 13)
+        ]
+
+    first = drawn("first")
+    assert all(len(cohort) == 2 for cohort in first)
+    assert len({tuple(cohort) for cohort in first}) == 3
+    assert drawn("again") == drawn("moved") == first
+    assert drawn("another", 6) != first
+    assert drawn("secret", None) != drawn("secret-too", None)
+
+
+# -- killed and resumed --------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_any_write_resumes_and_ends_in_the_same_bits(tmp_path: Path) -> None:
+    short = replace(PLAN, rounds=2)
+    undisturbed = bits(World.make(tmp_path / "undisturbed", short).run())
+    resumed_from = set()
+    for step in range(1, 300):
+        path = tmp_path / str(step)
+        world = World.make(path, short)
+        if not killed_at(step, world.run):
+            break
+        again = World.make(path, entries=1000)  # clients' ledgers went on
+        assert bits(again.run()) == undisturbed
+        resumed_from.add(len(again.reports))
+        assert [line["round"] for line in again.metrics()] == [1, 2]
+        requests = again.node("clinic-a").seen
+        assert all(request.incarnation == 1 for request in requests) or step < 4
+    assert resumed_from == {0, 1, 2}
+
+
+def test_a_run_killed_many_times_ends_in_the_same_bits(tmp_path: Path) -> None:
+    undisturbed = bits(World.make(tmp_path / "undisturbed").run())
+    for attempt in range(40):
+        world = World.make(tmp_path / "killed", entries=1 + 1000 * attempt)
+        if not killed_at(20, world.run):
+            break
+    assert attempt == 2  # each life got one round further
+    final = CheckpointStore(world.home.checkpoints, RUN, PLAN.digest).latest()
+    assert final is not None
+    assert bits(final.model) == undisturbed
+
+
+def test_a_run_that_is_done_needs_nobody_to_be_there(world: World) -> None:
+    final = bits(world.run())
+    world.grid.nodes = {}
+    before = world.home.metrics.read_bytes()
+    assert bits(world.run()) == final
+    assert world.home.metrics.read_bytes() == before
+
+
+def test_metrics_of_a_round_that_will_be_repeated_are_forgotten(world: World) -> None:
+    world.run()
+    for name in ("round-000003.json", "round-000003.safetensors"):
+        (world.home.checkpoints / name).unlink()
+    with open(world.home.metrics, "ab") as file:
+        file.write(b'{"round": 4, "torn')
+    for node in world.grid.nodes.values():
+        node.client.entries = 1000
+    world.reports.clear()
+    final = world.run()
+    assert [report.round for report in world.reports] == [3]
+    assert [line["round"] for line in world.metrics()] == [1, 2, 3]
+    assert bits(final) == bits(expected_model(NAMES))
+
+
+def test_checkpoints_of_another_plan_are_refused(tmp_path: Path, world: World) -> None:
+    world.run()
+    other = replace(PLAN, name="another")
+    moved = replace(world.home, plan=other)
+    with pytest.raises(TrustError) as caught:
+        RoundLoop(moved, world.grid, model())
+    assert caught.value.code == "bad-checkpoint"
