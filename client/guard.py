@@ -10,7 +10,10 @@ verdict.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.canonical import Json, number
 from common.errors import PlanError, Refusal, TrustError
@@ -21,19 +24,24 @@ from common.policy import Policy
 from common.privacy.events import Event
 from common.wire import Arrays, RoundRequest, digest_arrays
 
+MAX_WEIGHT = 1e4  # greatest absolute parameter of a model that is trained from
+
 
 @dataclass(frozen=True)
 class Admission:
     """A request that may be served.
 
     ``answered`` is the disclosure that already answers it: the same bytes go out again, at no cost.
-    Otherwise ``intent`` is the body of the entry to record before any noise is drawn.
+    ``begun`` is the intent of a seeded round that was begun and cut off: repeatable noise gives the
+    same bits again, so it is finished under the same entry. Otherwise ``intent`` is the body of the
+    entry to record before any noise is drawn.
     """
 
     request: RoundRequest
     plan: Plan
     intent: Json
     answered: Entry | None = None
+    begun: Entry | None = None
 
 
 def read_request(envelope: bytes, coordinator: PublicKey) -> RoundRequest:
@@ -48,6 +56,7 @@ def judge(
     request: RoundRequest,
     arrays: Arrays,
     *,
+    client: str,
     plans: Mapping[str, Plan],
     shapes: Mapping[str, tuple[int, ...]],
     policy: Policy,
@@ -61,6 +70,7 @@ def judge(
     Args:
         request: what the coordinator asks.
         arrays: the model that came along.
+        client: the name that this client enrolled under.
         plans: approved plans by digest.
         shapes: parameter shapes of the approved plan's model, by name.
         policy: the owner's terms, as they stand now.
@@ -72,6 +82,8 @@ def judge(
     Raises:
         Refusal: its ``code`` is all that the server learns.
     """
+    if request.client != client:
+        raise Refusal("the request is for another client", code="wrong-client")
     plan = plans.get(request.plan)
     if plan is None or bound["plan"] != request.plan or not is_approved(chain, bound):
         raise Refusal("the owner has not approved this plan", code="not-approved")
@@ -79,6 +91,8 @@ def judge(
         array.dtype.name != "float32" for array in arrays.values()
     ):
         raise Refusal("the arrays are not this plan's model", code="wrong-model")
+    if not all(_is_reasonable(array) for array in arrays.values()):
+        raise Refusal("the model's values are not finite, or huge", code="wrong-model")
     if digest_arrays(arrays) != request.model:
         raise Refusal("the arrays are not those that were signed for", code="wrong-model")
     if not 1 <= request.round <= plan.rounds:
@@ -94,8 +108,11 @@ def judge(
     earlier = [entry for entry in chain if entry.kind is Kind.INTENT]
     for entry in earlier:
         if entry.body["request"] == request.digest:
-            return Admission(request, plan, intent, answered=_disclosure(chain, entry))
+            return _retry(Admission(request, plan, intent), chain, entry)
     _check_fresh(request, earlier)
+    served = sum(entry.body["plan"] == request.plan for entry in earlier)
+    if served >= plan.rounds + policy.spare_rounds:
+        raise Refusal("the plan's rounds, spare ones included, are used", code="no-rounds-left")
     if not policy.budget.admits(spent, plan.privacy.event()):
         raise Refusal("the data set's budget does not cover this round", code="budget-exhausted")
     return Admission(request, plan, intent)
@@ -126,13 +143,21 @@ def is_approved(chain: Sequence[Entry], bound: Json) -> bool:
     )
 
 
-def _disclosure(chain: Sequence[Entry], intent: Entry) -> Entry:
+def _retry(admission: Admission, chain: Sequence[Entry], intent: Entry) -> Admission:
+    """The same request again: the same answer, at no further cost, or none."""
     for entry in chain:
         if entry.kind is Kind.DISCLOSURE and entry.body["intent"] == intent.seq:
-            return entry
+            return replace(admission, answered=entry)
+    if intent.body["noise"] == admission.intent["noise"] == "simulated":
+        return replace(admission, begun=intent)
     # Killed between intent and disclosure. Fresh noise under an old entry would let the same budget
     # buy two answers, so the round is lost and stays charged.
     raise Refusal("this round was begun and never finished: its budget is spent", code="forfeited")
+
+
+def _is_reasonable(array: NDArray[np.float32]) -> bool:
+    """Finite and not huge: beyond that, rounding of one record's logits could shift another's."""
+    return bool(np.isfinite(array).all()) and float(np.abs(array).max(initial=0.0)) <= MAX_WEIGHT
 
 
 def _check_fresh(request: RoundRequest, earlier: Sequence[Entry]) -> None:

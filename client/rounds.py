@@ -76,7 +76,9 @@ class Client:
             admission = self._judge(request, arrays)
             if admission.answered is not None:
                 return self._again(admission.request, admission.answered)
-            intent = self._ledger.append(self.home.federation, Kind.INTENT, admission.intent)
+            intent = admission.begun or self._ledger.append(
+                self.home.federation, Kind.INTENT, admission.intent
+            )
         update = self._train(admission, arrays)
         return self._disclose(admission.request, intent, update)
 
@@ -87,6 +89,7 @@ class Client:
         return judge(
             request,
             arrays,
+            client=self.home.client,
             plans=self._plans,
             shapes=self._shapes(plan) if plan else {},
             policy=self.home.terms(),

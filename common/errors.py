@@ -109,7 +109,8 @@ class Refusal(TrustError):
     """A client's guard declined a request. Only ``code`` leaves the client.
 
     Codes: ``malformed``, ``bad-signature``, ``wrong-client``, ``not-approved``, ``wrong-model``,
-    ``below-floor``, ``stale-round``, ``forfeited``, ``budget-exhausted``, ``ledger-unusable``.
+    ``below-floor``, ``stale-round``, ``forfeited``, ``no-rounds-left``, ``budget-exhausted``,
+    ``ledger-unusable``.
     """
 
     code = "refused"

@@ -83,7 +83,7 @@ class Privacy:
             )
         table.text("unit", UNITS[trust], choices=(UNITS[trust],))
         table.text("adjacency", ADJACENCY, choices=(ADJACENCY,))
-        rate = table.number("sampling_rate", above=0, high=1)
+        rate = table.number("sampling_rate", low=1e-9, high=1)
         steps = table.integer("steps", low=1, high=10**6)
         if steps * rounds > MAX_STEPS:
             raise table.error(

@@ -113,6 +113,7 @@ class RoundRequest(_Document):
     """The server asks one client for one round.
 
     Args:
+        client: the enrolled name of the client that is asked; nobody else serves it.
         plan: digest of the plan.
         run: the run's random id, 32 hexadecimal digits.
         incarnation: 0, 1 … : how often the run was restored from a checkpoint.
@@ -122,6 +123,7 @@ class RoundRequest(_Document):
     """
 
     TYPE = REQUEST_TYPE
+    client: str
     plan: str
     run: str
     incarnation: int

@@ -61,13 +61,15 @@ def guarded(work: Callable[[], None], json_wanted: bool) -> int:
     except PrivetError as error:
         return fail(json_wanted, error.code, error.message, error.hint, error.exit_code)
     except click.exceptions.Exit as error:
+        # Typer turns an interrupt into this before we can see it.
+        if error.exit_code == EXIT_INTERRUPTED:
+            return _interrupted(json_wanted)
         return int(error.exit_code)
     except click.ClickException as error:
         hint = "privet --help lists the commands, and each has a --help of its own"
         return fail(json_wanted, "usage", error.format_message(), hint, EXIT_USAGE)
     except (KeyboardInterrupt, click.Abort):
-        hint = "a simulation continues with the same command and --resume --out DIR"
-        return fail(json_wanted, "interrupted", "interrupted", hint, EXIT_INTERRUPTED)
+        return _interrupted(json_wanted)
     except BrokenPipeError:
         # The reader of our output went away; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,6 +84,11 @@ def guarded(work: Callable[[], None], json_wanted: bool) -> int:
     except Exception as error:  # noqa: BLE001  (the last line of defence: exit code 5)
         return _bug(json_wanted, error)
     return 0
+
+
+def _interrupted(json_wanted: bool) -> int:
+    hint = "a simulation continues with the same command and --resume --out DIR"
+    return fail(json_wanted, "interrupted", "interrupted", hint, EXIT_INTERRUPTED)
 
 
 def _missing(json_wanted: bool, error: ModuleNotFoundError) -> int:

@@ -56,8 +56,10 @@ class _Artifacts:
     answers: KnownAnswers
 
 
-def publish_run(run: Run, *, simulated: bool) -> Published:
+def publish_run(run: Run) -> Published:
     """Release a simulated run's last checkpoint: bundle, trust file, repository.
+
+    It always says ``simulated``: both signers live in one process, whatever the noise was.
 
     Raises:
         TrustError: the approver found the proposal wrong; nothing was published.
@@ -76,7 +78,7 @@ def publish_run(run: Run, *, simulated: bool) -> Published:
 
     artifacts = _artifacts(home, checkpoint.model)
     chains = _chains(run, home)
-    proposal = _propose(home, simulated, artifacts, chains, version, checkpoint.round, coordinator)
+    proposal = _propose(home, artifacts, chains, version, checkpoint.round, coordinator)
     bundle = Bundle(
         plan=run.plan_envelope.read_bytes(),
         statement=proposal.encode(),
@@ -92,7 +94,7 @@ def publish_run(run: Run, *, simulated: bool) -> Published:
     release = Release(
         name=home.plan.release.name,
         version=version,
-        simulated=simulated,
+        simulated=True,
         task=home.plan.task,
         schema=home.plan.schema,
         plan=home.plan.digest,
@@ -131,7 +133,6 @@ def _chains(run: Run, home: ServerHome) -> dict[str, list[Entry]]:
 
 def _propose(
     home: ServerHome,
-    simulated: bool,
     artifacts: _Artifacts,
     chains: Mapping[str, list[Entry]],
     version: int,
@@ -156,7 +157,7 @@ def _propose(
             for entry in chain
             if "noise" in entry.body
         },
-        simulated=simulated,
+        simulated=True,
         rounds=rounds,
         ledgers={name: (chain[-1].digest, len(chain)) for name, chain in chains.items()},
         clients=len(chains),

@@ -80,12 +80,27 @@ class CheckpointStore:
                 return checkpoint
         return None
 
-    def begin_incarnation(self) -> int:
-        """Count and record one more start of this run: 0 for the first."""
+    def start(self, completed: int) -> tuple[int, dict[str, str]]:
+        """This start's incarnation, and the nonces of the round that was under way, if any.
+
+        A server that was killed goes on where it was: its requests of the round under way are sent
+        again as they were, and whoever answered them gives the same bytes at no cost. A server
+        that was restored from an older checkpoint is a new incarnation, whose requests are new.
+
+        Args:
+            completed: rounds of the checkpoint that it starts from.
+        """
         state = self._read_state()
-        incarnation = 0 if state is None else int(state["incarnation"]) + 1
-        self._write_state(incarnation, 0, {})
-        return incarnation
+        if state is None:
+            incarnation, nonces = (0 if completed == 0 else 1), {}
+        elif state["round"] in (completed, completed + 1):
+            under_way = state["round"] == completed + 1
+            incarnation, nonces = state["incarnation"], state["nonces"] if under_way else {}
+        else:
+            incarnation, nonces = state["incarnation"] + 1, {}
+        if not nonces:
+            self._write_state(incarnation, completed, {})
+        return incarnation, dict(nonces)
 
     def begin_round(self, incarnation: int, round_: int, nonces: Mapping[str, str]) -> None:
         """Record what is about to be asked, before it is sent."""
@@ -101,8 +116,11 @@ class CheckpointStore:
             return None
         try:
             state = decode(file.read_bytes())
-            if type(state["incarnation"]) is not int:
-                raise CanonicalError("the incarnation is not a count")
+            for name in ("incarnation", "round"):
+                if type(state[name]) is not int:
+                    raise CanonicalError(f"{name} is not a count")
+            if not isinstance(state["nonces"], dict):
+                raise CanonicalError("nonces is not an object")
         except (CanonicalError, KeyError) as error:
             raise TrustError(f"{file} is damaged: {error}", code="bad-checkpoint") from error
         return state

@@ -98,23 +98,30 @@ class RoundLoop:
             NetworkError: nobody enrolled is there, or no round of the run had a quorum.
             BudgetError: the clients refused because their budgets are spent.
         """
-        incarnation = self._store.begin_incarnation()
+        incarnation, under_way = self._store.start(self._state.round)
         self._trim_metrics()
         remaining = range(self._state.round + 1, self._plan.rounds + 1)
         # A run that was killed after its last round needs nobody to be there.
         nodes = self._roll_call() if remaining else {}
         for round_ in remaining:
-            self._round(round_, incarnation, nodes)
+            self._round(round_, incarnation, nodes, under_way)
+            under_way = {}
         if self._state.changed == 0:
             raise self._nothing_changed()
         return self._state.model
 
     # -- one round -----------------------------------------------------------------------------
 
-    def _round(self, round_: int, incarnation: int, nodes: Mapping[str, int]) -> None:
+    def _round(
+        self, round_: int, incarnation: int, nodes: Mapping[str, int], under_way: Mapping[str, str]
+    ) -> None:
+        """One round; ``under_way`` holds the nonces of one that a crash cut off, to send again."""
         began = time.monotonic()
-        cohort = self._choose(round_, sorted(nodes))
-        requests = {client: self._request(round_, incarnation) for client in cohort}
+        cohort = sorted(set(under_way) & set(nodes)) or self._choose(round_, sorted(nodes))
+        requests = {
+            client: self._request(client, round_, incarnation, under_way.get(client))
+            for client in cohort
+        }
         self._store.begin_round(
             incarnation, round_, {client: request.nonce for client, request in requests.items()}
         )
@@ -254,14 +261,17 @@ class RoundLoop:
 
     # -- choosing and naming -------------------------------------------------------------------
 
-    def _request(self, round_: int, incarnation: int) -> RoundRequest:
+    def _request(
+        self, client: str, round_: int, incarnation: int, nonce: str | None
+    ) -> RoundRequest:
         return RoundRequest(
+            client=client,
             plan=self._plan.digest,
             run=self._home.run,
             incarnation=incarnation,
             round=round_,
             model=digest_arrays(self._state.model),
-            nonce=secrets.token_hex(16),
+            nonce=nonce or secrets.token_hex(16),
         )
 
     def _choose(self, round_: int, present: list[str]) -> list[str]:
@@ -285,7 +295,8 @@ class RoundLoop:
 
     def _nothing_changed(self) -> BudgetError | NetworkError:
         codes = ", ".join(f"{code} x {count}" for code, count in self._codes.most_common())
-        if self._codes and set(self._codes) <= {"refused-budget-exhausted"}:
+        spent = {"refused-budget-exhausted", "refused-no-rounds-left"}
+        if self._codes and set(self._codes) <= spent:
             return BudgetError(
                 "every client refused: its data set's budget is spent",
                 hint="the data owners decide whether there is more",

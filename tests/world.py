@@ -84,6 +84,7 @@ def ask(
 ) -> RoundRequest:
     """A request for one round of :data:`PLAN`."""
     request = RoundRequest(
+        client="clinic-a",
         plan=PLAN.digest,
         run=RUN,
         incarnation=0,

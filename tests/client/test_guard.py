@@ -53,9 +53,9 @@ class Chain:
         self.entries.append(entry)
         return entry
 
-    def begin(self, request: RoundRequest, plan: Plan = PLAN) -> Entry:
+    def begin(self, request: RoundRequest, plan: Plan = PLAN, noise: str = "simulated") -> Entry:
         """As after a kill: an intent, and nothing more."""
-        return self.add(Kind.INTENT, intent_body(request, plan, "simulated"))
+        return self.add(Kind.INTENT, intent_body(request, plan, noise))
 
     def serve(self, request: RoundRequest, plan: Plan = PLAN) -> Entry:
         intent = self.begin(request, plan)
@@ -67,6 +67,7 @@ class Chain:
 
 def decide(chain: Chain, request: RoundRequest | None = None, **changes: Any) -> Admission:
     arguments: dict[str, Any] = {
+        "client": "clinic-a",
         "plans": {PLAN.digest: PLAN},
         "shapes": SHAPES,
         "policy": POLICY,
@@ -228,12 +229,21 @@ def test_an_incarnation_never_goes_back() -> None:
 
 def test_a_round_that_was_begun_and_not_finished_is_forfeited() -> None:
     chain = Chain()
-    chain.begin(ask(1))
-    assert refused(chain, ask(1)) == "forfeited"
+    chain.begin(ask(1), noise="cryptographic")
+    for noise in ("cryptographic", "simulated"):
+        assert refused(chain, ask(1), noise=noise) == "forfeited"
     assert refused(chain, ask(1, nonce=2)) == "stale-round"
     chain.serve(ask(2, nonce=3))  # another request's disclosure is not this one's
     assert refused(chain, ask(1)) == "forfeited"
     assert decide(chain, ask(3, nonce=4)).answered is None
+
+
+def test_a_seeded_round_that_was_begun_is_finished_under_the_same_entry() -> None:
+    chain = Chain()
+    begun = chain.begin(ask(1))
+    assert decide(chain, ask(1)).begun == begun
+    assert refused(chain, ask(1), noise="cryptographic") == "forfeited"
+    assert refused(chain, ask(1, nonce=2)) == "stale-round"
 
 
 @pytest.mark.parametrize(
@@ -270,7 +280,8 @@ def rounds_within(policy: Policy) -> int:
 
 
 def test_a_server_that_starts_again_and_again_gets_no_more_than_the_budget() -> None:
-    policy, chain = replace(POLICY, budget=Budget.of(4.0, 1e-5)), Chain()
+    policy = replace(POLICY, budget=Budget.of(4.0, 1e-5), spare_rounds=1000)
+    chain = Chain()
     most = rounds_within(policy)
     for attempt in range(most):
         request = ask(1, nonce=attempt + 1, incarnation=attempt)
@@ -284,6 +295,24 @@ def test_a_server_that_starts_again_and_again_gets_no_more_than_the_budget() -> 
     assert refused(chain, ask(2, nonce=999, run="e" * 32), policy=policy) == "budget-exhausted"
 
 
+def test_a_plan_gets_its_rounds_and_the_spare_ones_whatever_the_budget_holds() -> None:
+    policy, chain = replace(POLICY, budget=Budget.of(1000.0, 1e-5), spare_rounds=2), Chain()
+    for attempt in range(PLAN.rounds + 2):
+        chain.serve(ask(1, nonce=attempt + 1, run=f"{attempt:032x}"))
+    assert refused(chain, ask(1, nonce=99, run="e" * 32), policy=policy) == "no-rounds-left"
+    assert refused(chain, ask(2, nonce=99, incarnation=9), policy=policy) == "no-rounds-left"
+
+
+def test_a_request_for_another_client_is_refused() -> None:
+    assert refused(Chain(), ask(client="clinic-b")) == "wrong-client"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.01e4, -1e30])
+def test_a_model_of_huge_or_meaningless_values_is_refused(value: float) -> None:
+    arrays = model(value)
+    assert refused(Chain(), ask(1, arrays), arrays=arrays) == "wrong-model"
+
+
 def test_work_for_other_federations_counts_against_the_same_budget() -> None:
     elsewhere = [Event(0.5, 2.0, 2 * rounds_within(POLICY))]
     assert refused(Chain(), spent=elsewhere) == "budget-exhausted"
@@ -291,7 +320,8 @@ def test_work_for_other_federations_counts_against_the_same_budget() -> None:
 
 
 def test_a_round_that_was_begun_stays_charged() -> None:
-    policy, chain = replace(POLICY, budget=Budget.of(4.0, 1e-5)), Chain()
+    policy = replace(POLICY, budget=Budget.of(4.0, 1e-5), spare_rounds=1000)
+    chain = Chain()
     for attempt in range(rounds_within(policy)):
         chain.begin(ask(1, nonce=attempt + 1, incarnation=attempt))
     assert refused(chain, ask(1, nonce=99, incarnation=99), policy=policy) == "budget-exhausted"

@@ -73,6 +73,16 @@ def ledger(path: Path) -> Ledger:
     return ledger
 
 
+@pytest.fixture
+def small(path: Path) -> Ledger:
+    """Three lines of two federations: an approval, and an intent of each."""
+    small = Ledger.create(path, SECRET)
+    add(small, A, Kind.APPROVAL, approval())
+    add(small, B, Kind.INTENT, intent(1))
+    add(small, A, Kind.INTENT, intent(1))
+    return small
+
+
 def files(directory: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in directory.iterdir()}
 
@@ -158,7 +168,7 @@ def test_a_body_with_other_fields_is_never_written(ledger: Ledger, path: Path) -
 
 
 @pytest.mark.slow
-def test_every_altered_byte_makes_the_ledger_unusable(ledger: Ledger, path: Path) -> None:
+def test_every_altered_byte_makes_the_ledger_unusable(small: Ledger, path: Path) -> None:
     good = path.read_bytes()
     undetected = []
     for position in range(len(good)):
@@ -341,20 +351,20 @@ def test_an_entry_comes_back_from_json_and_nothing_else_does(ledger: Ledger) -> 
 
 
 @pytest.mark.slow
-def test_a_last_line_torn_anywhere_is_set_aside_and_recorded(ledger: Ledger, path: Path) -> None:
+def test_a_last_line_torn_anywhere_is_set_aside_and_recorded(small: Ledger, path: Path) -> None:
     good = path.read_bytes()
     last = lines(path)[-1]
     kept = good[: -len(last)]
     for cut in range(1, len(last) - 1):
         path.write_bytes(kept + last[:cut])
         again = Ledger(path, SECRET)
-        assert len(again.spent()) == 2
+        assert len(again.spent()) == 1
         assert [e.body for e in again.chain(LOCAL)] == [{"torn": digest(last[:cut])}]
         assert path.with_suffix(".torn").read_bytes() == last[:cut]
         assert path.read_bytes().startswith(kept)
         if cut % 64 == 1:  # and life goes on
             add(again, A, Kind.INTENT, intent(3))
-            assert len(Ledger(path, SECRET).spent()) == 3
+            assert len(Ledger(path, SECRET).spent()) == 2
         path.with_suffix(".torn").unlink()
 
 
@@ -464,6 +474,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_nothing_that_was_spent_is_forgotten(tmp_path: Path) -> None:
     # Each process is killed at its n-th durable step; four run at a time.
     step, done = 1, 0

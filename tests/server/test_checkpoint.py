@@ -155,21 +155,49 @@ def test_a_full_disk_leaves_the_old_one(
 # -- incarnations --------------------------------------------------------------------------------
 
 
-def test_every_start_is_a_new_incarnation(store: CheckpointStore) -> None:
-    assert [store.begin_incarnation() for _ in range(3)] == [0, 1, 2]
-    store.begin_round(2, 5, {"clinic-a": "ab" * 16})
-    assert CheckpointStore(store.path, RUN, PLAN).begin_incarnation() == 3
+NONCES = {"clinic-a": "ab" * 16}
 
 
-def test_killed_at_any_write_an_incarnation_is_never_used_twice(tmp_path: Path) -> None:
+def test_a_first_start_is_incarnation_0_with_nothing_under_way(store: CheckpointStore) -> None:
+    assert store.start(0) == (0, {})
+
+
+def test_a_killed_server_sends_the_requests_of_the_round_under_way_again(
+    store: CheckpointStore,
+) -> None:
+    store.start(0)
+    store.begin_round(0, 5, NONCES)
+    for _ in range(3):
+        assert CheckpointStore(store.path, RUN, PLAN).start(4) == (0, NONCES)
+
+
+def test_a_server_killed_between_rounds_has_nothing_under_way(store: CheckpointStore) -> None:
+    store.begin_round(0, 5, NONCES)
+    assert store.start(5) == (0, {})
+    assert store.start(5) == (0, {})
+
+
+@pytest.mark.parametrize("completed", [0, 3, 6, 9])
+def test_a_server_restored_from_another_checkpoint_is_a_new_incarnation(
+    store: CheckpointStore, completed: int
+) -> None:
+    store.begin_round(7, 5, NONCES)
+    assert store.start(completed) == (8, {})
+    assert store.start(completed) == (8, {})
+
+
+def test_a_server_that_lost_its_count_is_a_new_incarnation(store: CheckpointStore) -> None:
+    assert store.start(4) == (1, {})
+
+
+def test_killed_at_any_write_of_a_restore_a_new_incarnation_still_follows(tmp_path: Path) -> None:
     for step in range(1, 20):
         store = CheckpointStore(tmp_path / str(step), RUN, PLAN)
         store.path.mkdir()
-        used = [store.begin_incarnation()]
-        if not killed_at(step, store.begin_incarnation):
+        store.begin_round(0, 5, NONCES)
+        if not killed_at(step, lambda store=store: store.start(2)):  # type: ignore[misc]
             break
-        used.append(store.begin_incarnation())
-        assert used in ([0, 1], [0, 2])  # one may be lost, since it was never used
+        assert store.start(2) == (1, {})
     assert step == 4
 
 
@@ -177,6 +205,6 @@ def test_killed_at_any_write_an_incarnation_is_never_used_twice(tmp_path: Path) 
 def test_a_damaged_count_of_incarnations_is_refused(store: CheckpointStore, data: bytes) -> None:
     (store.path / "pending.json").write_bytes(data)
     with pytest.raises(TrustError) as caught:
-        store.begin_incarnation()
+        store.start(0)
     assert caught.value.code == "bad-checkpoint"
     assert (store.path / "pending.json").read_bytes() == data
