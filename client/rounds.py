@@ -121,8 +121,12 @@ class Client:
 
     def _disclose(self, request: RoundRequest, intent: Entry, update: Arrays) -> Answer:
         file = self._outbox_file(request)
-        durable.replace(file, pack_arrays(update), mode=0o600)
         with self._ledger.locked():
+            # Another process of this client may have finished the same seeded round meanwhile.
+            for entry in self._ledger.chain(self.home.federation):
+                if entry.kind is Kind.DISCLOSURE and entry.body["intent"] == intent.seq:
+                    return self._again(request, entry)
+            durable.replace(file, pack_arrays(update), mode=0o600)
             body = {"intent": intent.seq, "update": digest_arrays(update)}
             self._ledger.append(self.home.federation, Kind.DISCLOSURE, body)
         for older in self.home.outbox.iterdir():

@@ -38,7 +38,7 @@ from server.rounds import RoundReport
 from simulations.experiment import Experiment
 from simulations.flower import run_with_flower
 from simulations.grid import InProcessGrid
-from simulations.population import Run, prepare, reopen
+from simulations.population import Run, exclusively, prepare, reopen
 
 SUMMARY = "summary.json"
 LATENCY_SAMPLES = 500
@@ -81,15 +81,21 @@ def simulate(
         if out is None:
             raise InputError("--resume needs --out DIR", hint="name the run to continue")
         run = reopen(out, experiment)
-        if (out / SUMMARY).exists():
-            finished: dict[str, Any] = json.loads((out / SUMMARY).read_bytes())
-            return finished
     else:
         run = prepare(
             experiment,
             out or _free_directory(experiment.plan),
             progress=lambda done, of: progress("clients: keys, data, approval", done, of),
         )
+    with exclusively(run):
+        return _finish(run, experiment, began, progress)
+
+
+def _finish(run: Run, experiment: Experiment, began: float, progress: Progress) -> dict[str, Any]:
+    """All of a prepared run that is not done yet."""
+    if (run.path / SUMMARY).exists():
+        finished: dict[str, Any] = json.loads((run.path / SUMMARY).read_bytes())
+        return finished
     prepared = time.monotonic()
     _train(run, experiment, progress)
     trained = time.monotonic()
@@ -97,7 +103,7 @@ def simulate(
     _forget_derived(run)
     published = publish_run(run)
     progress("release: sign and publish", 1, 2)
-    predictor = _enrol_device(run, published)
+    predictor = _enrol_device(run, experiment, published)
     device = _measure(predictor, experiment)
     progress("release: sign and publish", 2, 2)
     ended = time.monotonic()
@@ -169,11 +175,11 @@ def _forget_derived(run: Run) -> None:
             path.unlink(missing_ok=True)
 
 
-def _enrol_device(run: Run, published: Published) -> Predictor:
+def _enrol_device(run: Run, experiment: Experiment, published: Published) -> Predictor:
     """A device that trusts this run's signers, and what it then fetches and verifies."""
     claims = published.verdict.claims
     policy = DevicePolicy(
-        greatest_epsilon=float(claims["epsilon"]) * 1.001,
+        greatest_epsilon=experiment.policy.budget.epsilon,
         greatest_delta=float(claims["delta"]),
         signers=tuple(Trust.read(run.path / "trust.json").signers.values()),
         repository="../repository",

@@ -91,13 +91,14 @@ class CheckpointStore:
             completed: rounds of the checkpoint that it starts from.
         """
         state = self._read_state()
+        nonces: dict[str, str] = {}
         if state is None:
-            incarnation, nonces = (0 if completed == 0 else 1), {}
+            incarnation = 0 if completed == 0 else 1
         elif state["round"] in (completed, completed + 1):
             under_way = state["round"] == completed + 1
             incarnation, nonces = state["incarnation"], state["nonces"] if under_way else {}
         else:
-            incarnation, nonces = state["incarnation"] + 1, {}
+            incarnation = state["incarnation"] + 1
         if not nonces:
             self._write_state(incarnation, completed, {})
         return incarnation, dict(nonces)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.config import Table, read_toml
@@ -59,11 +59,15 @@ class Experiment:
     ) -> Experiment:
         """Read a TOML file, with the command line's changes applied on top.
 
+        Args:
+            rounds: instead of the file's. Fewer keep the file's noise, so they cost less than its
+                target; more are calibrated to the target anew.
+
         Raises:
             InputError: no such file, malformed, unknown keys, impossible values or contradictions,
                 with the line and a hint.
         """
-        changes = {"simulation.seed": seed, "plan.rounds": rounds, "simulation.workers": workers}
+        changes = {"simulation.seed": seed, "simulation.workers": workers}
         more = [f"{key}={value}" for key, value in changes.items() if value is not None]
         root = read_toml(path, [*overrides, *more])
         plan_table, policy_table = root.table("plan"), root.table("policy")
@@ -79,7 +83,13 @@ class Experiment:
                 "nothing says who holds which record",
                 hint='add clients = 10, or partition_by = "column", in [data]',
             )
-        return cls(Plan.read(plan_table), policy, binding, settings)
+        plan = Plan.read(plan_table)
+        if rounds is not None and rounds <= plan.rounds:
+            plan = replace(plan, rounds=rounds)
+        elif rounds is not None:
+            table = read_toml(path, [*overrides, f"plan.rounds={rounds}"]).table("plan")
+            plan = Plan.read(table)
+        return cls(plan, policy, binding, settings)
 
 
 def _read_settings(table: Table, policy: Policy) -> Settings:

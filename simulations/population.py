@@ -7,11 +7,13 @@ door. How rows are dealt depends on the seed and the data set alone.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from client.approval import approve
 from client.home import Home
 from common import durable
+from common.canonical import encode
 from common.data.binding import Binding, load_training
 from common.data.source import Records
 from common.errors import DataError, InputError
@@ -49,6 +52,10 @@ class Run:
     @property
     def ledgers(self) -> Path:
         return self.path / "ledgers"
+
+    @property
+    def experiment(self) -> Path:
+        return self.path / "experiment.json"
 
     @property
     def plan_envelope(self) -> Path:
@@ -91,13 +98,22 @@ def prepare(
             keys.mkdir(parents=True, mode=0o700)
             _fill(Run(draft, keys), experiment, shares, progress)
             draft.chmod(0o755)
-            draft.replace(out)  # whole, or not there
+            _put(draft, out)
             durable.sync_directory(out.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(keys, ignore_errors=True)
         raise
     return Run(out, keys)
+
+
+def _put(draft: Path, out: Path) -> None:
+    """Give a whole run its name, unless somebody else took that meanwhile."""
+    try:
+        draft.replace(out)
+    except OSError:
+        check_free(out)
+        raise
 
 
 def _fill(
@@ -109,6 +125,7 @@ def _fill(
         run.party(other).create(other)
     envelope = Envelope.sign(PLAN_TYPE, plan.encode(), [coordinator]).encode()
     durable.replace(run.plan_envelope, envelope)
+    durable.replace(run.experiment, _experiment_bytes(experiment))
     members: dict[str, Member] = {}
     for done, (name, rows) in enumerate(shares.items(), start=1):
         home = Home(
@@ -149,20 +166,55 @@ def check_free(out: Path) -> None:
         )
 
 
+def _experiment_bytes(experiment: Experiment) -> bytes:
+    """All that a run was prepared from; how many workers play it is not part of it."""
+    return encode(
+        {
+            "plan": experiment.plan.digest,
+            "policy": experiment.policy.json(),
+            "binding": experiment.binding.json(),
+            "seed": experiment.settings.seed,
+        }
+    )
+
+
+@contextlib.contextmanager
+def exclusively(run: Run) -> Iterator[None]:
+    """Hold a run directory against every other process that would continue it.
+
+    Raises:
+        InputError: another process has it.
+    """
+    handle = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{run.path} is being run by another process",
+                hint="wait until it is done",
+                code="directory-in-use",
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
 def reopen(path: Path, experiment: Experiment) -> Run:
     """A run directory that :func:`prepare` made earlier, to continue the same experiment.
 
     Raises:
-        InputError: there is no run, or it is of another plan or seed.
+        InputError: there is no run, or it was prepared from something else.
     """
     home = ServerHome.read(path)
-    if (home.plan.digest, home.seed) != (experiment.plan.digest, experiment.settings.seed):
+    run = Run(path, home.keys.parent)
+    if run.experiment.read_bytes() != _experiment_bytes(experiment):
         raise InputError(
-            f"{path} runs another plan or seed than this file",
+            f"{path} was started with another plan, policy, data or seed than this",
             hint="resume with the same file, seed and settings that it was started with",
             code="another-plan",
         )
-    return Run(path, home.keys.parent)
+    return run
 
 
 def state_home() -> Path:

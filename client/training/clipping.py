@@ -24,7 +24,7 @@ from common.errors import PlanError
 
 # Relative head-room for float32: about 80 roundings, measured excess is below 5e-7.
 HEADROOM = 1e-5
-# Floats of per-example gradients held at once by the general path (128 MB, and twice that summed).
+# Floats of per-example gradients held at once by the general path (256 MB).
 MAX_GRADIENT_FLOATS = 2**25
 MAX_LINEAR_RECORDS = 4096
 
@@ -131,16 +131,16 @@ def _linear(layer: nn.Linear, features: Tensor, labels: Tensor, clip: float) -> 
 
 def _general(network: nn.Module, features: Tensor, labels: Tensor, clip: float) -> Tensor:
     """Any network that ``torch.func`` can differentiate one record at a time."""
-    parameters = {name: value.detach() for name, value in network.named_parameters()}
+    # Float64 for the same reason as the sums: rounding in a record's own gradient would otherwise
+    # depend on which records happen to be beside it.
+    parameters = {name: value.detach().double() for name, value in network.named_parameters()}
 
     def loss(values: dict[str, Tensor], record: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(network, values, (record[None],))  # (1, K)
         return nn.functional.cross_entropy(logits, label[None])
 
-    per_record = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, features, labels)
+    per_record = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, features.double(), labels)
     gradients = [per_record[name].reshape(len(labels), -1) for name in parameters]  # each (B, p)
-    squares = torch.stack([gradient.double().square().sum(1) for gradient in gradients])  # (L, B)
+    squares = torch.stack([gradient.square().sum(1) for gradient in gradients])  # (L, B)
     scale = _scale(squares.sum(0).sqrt(), clip)  # (B,)
-    return torch.cat(
-        [scale @ torch.nan_to_num(gradient, 0.0, 0.0, 0.0).double() for gradient in gradients]
-    )
+    return torch.cat([scale @ torch.nan_to_num(gradient, 0.0, 0.0, 0.0) for gradient in gradients])

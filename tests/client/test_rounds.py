@@ -577,6 +577,25 @@ def test_two_processes_of_one_client_share_its_ledger(client: Client) -> None:
     assert refusal(twin, 3, nonce=4) == "stale-round"
 
 
+def test_two_processes_that_finish_one_seeded_round_disclose_it_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = Client(client.home)
+    right, answers = Client._train, list[Answer]()
+
+    def slow(self: Client, *arguments: Any) -> Arrays:
+        if self is client:  # the request comes again, to the other process, before this one is done
+            answers.append(serve(twin))
+        return right(self, *arguments)
+
+    monkeypatch.setattr(Client, "_train", slow)
+    answers.append(serve(client))
+    assert kinds(client.home) == "aid"
+    assert same_bits(answers[0].update, answers[1].update)
+    assert answers[0].receipt == answers[1].receipt
+    assert kinds(Client(client.home).home) == "aid"  # and the chain is whole
+
+
 def test_a_home_never_holds_a_private_key(tmp_path: Path) -> None:
     client = make_client(tmp_path)
     serve(client)

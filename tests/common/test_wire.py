@@ -31,7 +31,9 @@ from common.wire import (
 
 KEY, STRANGER = SigningKey.from_seed(b"k" * 32), SigningKey.from_seed(b"s" * 32)
 A, B, C = "a" * 64, "b" * 64, "c" * 64
-REQUEST = RoundRequest(client="clinic-a", plan=A, run="d" * 32, incarnation=0, round=3, model=B, nonce="e" * 32)
+REQUEST = RoundRequest(
+    client="clinic-a", plan=A, run="d" * 32, incarnation=0, round=3, model=B, nonce="e" * 32
+)
 RECEIPT = Receipt(
     client="client-1", plan=A, round=3, request=B, intent=C, update=A, head=B, entries=7
 )
