@@ -12,6 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 import torch
@@ -84,7 +85,8 @@ def _strip(model: onnx.ModelProto) -> None:
     graph.name, graph.doc_string = PRODUCER, ""
     del graph.metadata_props[:]
     del graph.value_info[:]  # stale shapes here make quantisation fail
-    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+    parts: list[Any] = [*graph.node, *graph.initializer, *graph.input, *graph.output]
+    for part in parts:
         part.doc_string = ""
         del part.metadata_props[:]
 

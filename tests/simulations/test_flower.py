@@ -65,7 +65,13 @@ def test_one_worker_or_two_make_no_difference(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("app", [None, ROOT], ids=["thin-app", "repository-as-app"])
+@pytest.mark.parametrize(
+    "app",
+    [
+        pytest.param(None, id="thin-app"),
+        pytest.param(ROOT, id="repository-as-app", marks=pytest.mark.figures),
+    ],
+)
 def test_flower_with_ray_ends_in_the_same_bits_and_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: Path | None
 ) -> None:
