@@ -213,7 +213,7 @@ def _render(verdict: Verdict, recomputed: Recomputed | None, run: Json | None) -
         accountants=_accountants(verdict, recomputed),
         discretisation=DISCRETIZATION,
         orders=_ranges(accountant.ORDERS),
-        filter_orders=sorted({_order(client) for client in verdict.clients}),
+        filter_orders=sorted({client.order for client in verdict.clients}),
         clients=_clients(verdict),
         most=most,
         budget_plot=Markup(  # noqa: S704 - drawn by audit.plots from numbers alone
@@ -252,21 +252,9 @@ def _accountants(
         ) from error
 
 
-def _order(client: Spend) -> int:
-    """The Rényi order of a client's filter: where its events cost what it was charged."""
-
-    def fits(order: int) -> bool:
-        spent = Budget(client.budget, client.delta, order).spent(client.events)
-        return math.isclose(spent, client.epsilon_filter, rel_tol=1e-9)
-
-    default = Budget.of(client.budget, client.delta).order
-    candidates = (default, *range(2, max(accountant.ORDERS) + 1))
-    return next(filter(fits, candidates), default)
-
-
 def _curve(plan: Plan, client: Spend) -> list[tuple[int, float]]:
     """epsilon_filter after k rounds of the plan, in the client's own terms, for the plot."""
-    budget = Budget(client.budget, client.delta, _order(client))
+    budget = Budget(client.budget, client.delta, client.order)
     last = max(plan.rounds, client.rounds)
     stride = math.ceil(last / MOST_POINTS)
     rounds = sorted({*range(0, last + 1, stride), 1, client.rounds, last})

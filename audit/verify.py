@@ -46,6 +46,7 @@ class Spend:
         epsilon_rdp: the least over the pinned orders.
         budget: what the owner allows.
         delta: of the budget.
+        order: the Rényi order that the owner's filter adds up at.
         noise: kinds of noise, ``cryptographic`` or ``simulated``.
     """
 
@@ -56,6 +57,7 @@ class Spend:
     epsilon_rdp: float
     budget: float
     delta: float
+    order: int
     noise: tuple[str, ...]
     events: tuple[Event, ...] = field(repr=False)
 
@@ -68,6 +70,7 @@ class Spend:
             "epsilon_rdp": self.epsilon_rdp,
             "budget": self.budget,
             "delta": self.delta,
+            "order": self.order,
             "noise": list(self.noise),
         }
 
@@ -272,6 +275,7 @@ def spend(pseudonym: str, entries: Sequence[Entry], plan: Plan) -> Spend:
         epsilon_rdp=accountant.epsilon(spent, plan.privacy.delta),
         budget=budget.epsilon,
         delta=budget.delta,
+        order=budget.order,
         noise=tuple(sorted({entry.body["noise"] for entry in intents})),
         events=spent,
     )
@@ -345,4 +349,5 @@ def _said(clients: int, entries: int, authenticated: bool) -> list[str]:
         "every intent has the plan's event, clipping norm and divisor, after the owner's approval",
         "every client's spending is within the budget that its owner stated",
         "epsilon_filter and the Rényi epsilon recomputed from the entries",
+        "the headline lies between what an attack on the mechanism achieves and its Rényi bound",
     ]

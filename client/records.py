@@ -77,8 +77,9 @@ def _model(home: Home, plan: Plan) -> Model:
 
 
 def _rows(home: Home, available: int) -> NDArray[np.int64]:
-    if not home.rows.exists():
-        return np.arange(available)
+    dealt_out = home.binding.clients is not None or home.binding.partition_by is not None
+    if not dealt_out and not home.rows.exists():
+        return np.arange(available)  # all of it is this client's
     try:
         with open(home.rows, "rb") as file:
             rows: NDArray[np.int64] = np.lib.format.read_array(file, allow_pickle=False)

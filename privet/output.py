@@ -96,7 +96,7 @@ def _missing(json_wanted: bool, error: ModuleNotFoundError) -> int:
     ours = {"audit", "client", "common", "privet", "server", "simulations"}
     if error.name and error.name.split(".")[0] in ours:
         return _bug(json_wanted, error)
-    hint = "install what this command needs: pip install 'privet[simulation]', [device] or [audit]"
+    hint = "install the extra that this command needs: simulation, device or audit"
     return fail(json_wanted, "not-installed", f"{error.name} is not installed", hint, EXIT_FAILED)
 
 

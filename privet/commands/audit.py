@@ -55,7 +55,7 @@ def _print_verdict(data: dict[str, Any]) -> None:
     for check in data["checks"]:
         print(f"  - {check}")
     if data["recomputed"] is None:
-        print("  - the PLD headline was not recomputed here: pip install 'privet[audit]'")
+        print("  - the headline's PLD value was not computed again: that needs the audit extra")
     else:
         names = ", ".join(data["recomputed"]["declared"])
         print(f"  - the headline recomputed, and the accountants agree: {names}")
@@ -78,7 +78,7 @@ def write_report(
 ) -> None:
     """Write one self-contained HTML page about a bundle that verifies."""
     from audit.recompute import recompute
-    from audit.report import render_bundle
+    from audit.report import bundle_json, render_bundle
     from audit.verify import verify
     from common import durable
     from common.bundle import Trust
@@ -86,5 +86,5 @@ def write_report(
     verdict = verify(bundle, Trust.read(trust) if trust else None)
     recomputed = recompute(verdict)
     durable.replace(out, render_bundle(verdict, recomputed).encode())
-    data = {**verdict.json(), "recomputed": recomputed.json(), "report": str(out)}
+    data = {**bundle_json(verdict, recomputed), "report": str(out)}
     output.show(format_, data, lambda: print(f"{data['verdict']}\nreport  {out}"))

@@ -55,6 +55,7 @@ def client(name: str, rounds: int, *, noise: str = "cryptographic", order: int =
         epsilon_rdp=epsilon(events, 1e-5),
         budget=8.0,
         delta=1e-5,
+        order=order,
         noise=(noise,),
         events=events,
     )
