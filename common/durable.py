@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import OperationError
+from common.errors import OperationError, PrivetError
 
 # A test sets this to N: the process sends itself SIGKILL at its N-th durable step (1-based).
 FAULT_VARIABLE = "PRIVET_TEST_KILL_AT_WRITE"
@@ -106,6 +107,20 @@ def sync_directory(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def exclusively(directory: Path, otherwise: PrivetError) -> Iterator[None]:
+    """Hold a directory against every other process; raise ``otherwise`` if one has it."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise otherwise from None
+        yield
     finally:
         os.close(handle)
 

@@ -38,7 +38,7 @@ from server.rounds import RoundReport
 from simulations.experiment import Experiment
 from simulations.flower import run_with_flower
 from simulations.grid import InProcessGrid
-from simulations.population import Run, exclusively, prepare, reopen
+from simulations.population import Run, prepare, reopen
 
 SUMMARY = "summary.json"
 LATENCY_SAMPLES = 500
@@ -87,7 +87,12 @@ def simulate(
             out or _free_directory(experiment.plan),
             progress=lambda done, of: progress("clients: keys, data, approval", done, of),
         )
-    with exclusively(run):
+    busy = InputError(
+        f"{run.path} is being run by another process",
+        hint="wait until it is done",
+        code="directory-in-use",
+    )
+    with durable.exclusively(run.path, busy):
         return _finish(run, experiment, began, progress)
 
 

@@ -7,13 +7,11 @@ door. How rows are dealt depends on the seed and the data set alone.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -176,28 +174,6 @@ def _experiment_bytes(experiment: Experiment) -> bytes:
             "seed": experiment.settings.seed,
         }
     )
-
-
-@contextlib.contextmanager
-def exclusively(run: Run) -> Iterator[None]:
-    """Hold a run directory against every other process that would continue it.
-
-    Raises:
-        InputError: another process has it.
-    """
-    handle = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{run.path} is being run by another process",
-                hint="wait until it is done",
-                code="directory-in-use",
-            ) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def reopen(path: Path, experiment: Experiment) -> Run:

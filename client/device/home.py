@@ -15,9 +15,7 @@ does not matter which file its bytes were found in.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -209,20 +207,12 @@ class DeviceHome:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Let one process at a time change this directory, and clear what a killed one left."""
-        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OperationError(
-                    f"another process is updating {self.path}",
-                    hint="wait until it is done",
-                    code="locked",
-                ) from error
+        busy = OperationError(
+            f"another process is updating {self.path}", hint="wait until it is done", code="locked"
+        )
+        with durable.exclusively(self.path, busy):
             self._sweep()
             yield
-        finally:
-            os.close(handle)
 
     def _sweep(self) -> None:
         for folder in (self.path, *(self.path / name for name in _FOLDERS)):

@@ -400,3 +400,27 @@ def test_progress_goes_from_the_first_client_to_the_last_step(
     assert ("training: rounds", 2, 2) in seen
     assert all(0 <= done <= of for _, done, of in seen)
     assert "PRIVET_CLIENT_HOME" not in os.environ
+
+
+def test_a_run_that_another_process_works_on_is_not_touched(finished: Finished) -> None:
+    before = Snapshot.of(finished.path)
+    busy = OperationError("held by the test")
+    resume = ("simulate", finished.file, "--out", finished.path, "--resume")
+    with durable.exclusively(finished.path, busy):
+        code, document = command(*resume)
+    assert (code, document["error"]["code"]) == (4, "directory-in-use")
+    assert command(*resume)[0] == 0
+    assert Snapshot.of(finished.path) == before
+
+
+@pytest.mark.parametrize(
+    "change", ["policy.budget=999.0", "data.held_out=0.3", "simulation.seed=9"]
+)
+def test_a_run_is_resumed_with_the_experiment_that_it_was_started_with_alone(
+    finished: Finished, change: str
+) -> None:
+    before = Snapshot.of(finished.path)
+    resume = ("simulate", finished.file, "--out", finished.path, "--resume", "--set", change)
+    code, document = command(*resume)
+    assert (code, document["error"]["code"]) == (4, "another-plan")
+    assert Snapshot.of(finished.path) == before
