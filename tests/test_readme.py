@@ -25,7 +25,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a user has: examples beside the installed command."""
     path = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "examples", path / "examples")
-    shutil.copy(ROOT / "Makefile", path)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, path)
     (path / ".venv" / "bin").mkdir(parents=True)
     (path / ".venv" / "bin" / "activate").write_text("")
     return path
