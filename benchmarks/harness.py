@@ -11,8 +11,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -43,18 +41,6 @@ def at_least(figure: str, measured: float, unit: str, goal: float) -> Row:
 def plain(figure: str, measured: float, unit: str) -> Row:
     """A figure without a goal, there to be seen."""
     return Row(figure, measured, unit)
-
-
-def in_turn(one: Callable[[], None], other: Callable[[], None], runs: int) -> tuple[float, float]:
-    """Median seconds of two things, measured in turn after one warm-up of each."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for run in range(runs + 1):
-        for work, taken in zip((one, other), times, strict=True):
-            began = time.perf_counter()
-            work()
-            if run:
-                taken.append(time.perf_counter() - began)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def machine() -> dict[str, str | int]:

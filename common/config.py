@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.canonical import CanonicalError, parse_number
+from common.canonical import CanonicalError, decode, parse_number
 from common.errors import InputError, PlanError
 
 MAX_FILE_BYTES = 2**20
@@ -187,6 +187,23 @@ class Table:
         if not low <= value <= high:
             shown = f"{value:g}" if abs(value) <= sys.maxsize else "a number of that size"
             raise self.error(key, f"{key} = {shown} must be from {low:g} to {high:g}")
+
+
+def open_digested(data: bytes, what: str, version: int) -> Table:
+    """The root :class:`Table` of canonical JSON that has a digest: a plan, a policy, a binding.
+
+    Raises:
+        PlanError: not canonical JSON, or of another schema version.
+    """
+    try:
+        table = Table(decode(data), source=what, json_numbers=True)
+    except CanonicalError as error:
+        raise PlanError(f"not a {what}: {error}") from error
+    if table.integer("schema_version", low=1, high=10**6) != version:
+        raise PlanError(
+            f"the {what} is of another schema version", hint="use the Privet that wrote it"
+        )
+    return table
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> Table:

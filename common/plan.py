@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from common.canonical import CanonicalError, Json, decode, digest, encode, number
-from common.config import Table
+from common.canonical import Json, digest, encode, number
+from common.config import Table, open_digested
 from common.data.schema import Schema
 from common.errors import PlanError
 from common.privacy.events import ADJACENCY, Event
@@ -223,15 +223,7 @@ class Plan:
     @classmethod
     def decode(cls, data: bytes) -> Plan:
         """Read canonical JSON from anywhere; :class:`PlanError` unless it is exactly a plan."""
-        try:
-            table = Table(decode(data), source="plan", json_numbers=True)
-        except CanonicalError as error:
-            raise PlanError(f"not a plan: {error}") from error
-        if table.integer("schema_version", low=1, high=10**6) != SCHEMA_VERSION:
-            raise PlanError(
-                "the plan is of another schema version", hint="use the Privet that wrote it"
-            )
-        plan = cls.read(table)
+        plan = cls.read(open_digested(data, "plan", SCHEMA_VERSION))
         if plan.encode() != data:
             raise PlanError("the plan leaves something to a default: it cannot be digested")
         return plan

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from common.canonical import CanonicalError, Json, decode, digest, encode, number
-from common.config import Table
+from common.canonical import Json, digest, encode, number
+from common.config import Table, open_digested
 from common.errors import BudgetError, PlanError
 from common.plan import Plan
 from common.privacy.filter import Budget, least_budget
@@ -127,13 +127,8 @@ class Policy:
 
     @classmethod
     def decode(cls, data: bytes) -> Policy:
-        try:
-            table = Table(decode(data), source="policy", json_numbers=True)
-        except CanonicalError as error:
-            raise PlanError(f"not a policy: {error}") from error
-        if table.integer("schema_version", low=1, high=10**6) != SCHEMA_VERSION:
-            raise PlanError("the policy is of another schema version")
-        return cls.read(table)
+        """Read what :meth:`encode` wrote; :class:`PlanError` on anything else."""
+        return cls.read(open_digested(data, "policy", SCHEMA_VERSION))
 
     @classmethod
     def read(cls, table: Table) -> Policy:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.canonical import CanonicalError, Json, decode, digest, encode, number
-from common.config import Table
+from common.canonical import Json, digest, encode, number
+from common.config import Table, open_digested
 from common.data.schema import Schema
 from common.data.source import Csv, Digits, FashionMnist, Records, Source, load, split
 from common.errors import DataError, PlanError
@@ -84,13 +84,7 @@ class Binding:
     @classmethod
     def decode(cls, data: bytes) -> Binding:
         """Read what :meth:`encode` wrote; :class:`PlanError` on anything else."""
-        try:
-            table = Table(decode(data), source="binding", json_numbers=True)
-        except CanonicalError as error:
-            raise PlanError(f"not a binding: {error}") from error
-        if table.integer("schema_version", low=1, high=10**6) != SCHEMA_VERSION:
-            raise PlanError("the binding is of another schema version")
-        binding = cls.read(table, Path("/"))
+        binding = cls.read(open_digested(data, "binding", SCHEMA_VERSION), Path("/"))
         if binding.encode() != data:
             raise PlanError("the binding leaves something to a default, or holds a relative path")
         return binding

@@ -20,9 +20,8 @@ from torch import nn
 
 from common.data.schema import Schema
 from common.errors import OperationError
+from common.inference import INPUT, OUTPUT
 
-INPUT = "input"  # (B, *schema.shape) float32, raw units
-OUTPUT = "probabilities"  # (B, classes) float32
 OPSET = 20
 PRODUCER = "privet"
 
