@@ -41,6 +41,10 @@ divisor = 72
 [plan.release]
 name = "digits"
 """
+ADAM = TOML.replace("learning_rate = 4.0", 'learning_rate = 4.0\nmethod = "adam"')
+STEP = TOML.replace(
+    "learning_rate = 4.0", 'learning_rate = 4.0\nschedule = "step"\nfinal_learning_rate = 1'
+)
 
 
 @pytest.fixture
@@ -53,11 +57,29 @@ def read(tmp_path: Path):
     return from_text
 
 
-def test_toml_and_canonical_json_mean_the_same_plan(read) -> None:
-    plan = read(TOML)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "momentum = 0.9",
+        'method = "sgd"\naveraging = 0.5\nproximal = 0.1',
+        'method = "adam"',
+        'method = "adam"\nmomentum = 0\nbeta1 = 0.5\nbeta2 = 0.25\nepsilon = 1e-3',
+        'schedule = "constant"\nwarmup = 0.1',
+        'schedule = "linear"',
+        'schedule = "cosine"\nfinal_learning_rate = 0.01',
+        'method = "adam"\nschedule = "step"\nfinal_learning_rate = 4.0\nstages = 2',
+    ],
+)
+def test_toml_and_canonical_json_mean_the_same_plan(read, optimizer: str) -> None:
+    plan = read(TOML.replace("learning_rate = 4.0", f"learning_rate = 4.0\n{optimizer}"))
+    assert plan != read(TOML)
     again = Plan.decode(plan.encode())
     assert again == plan
     assert again.digest == plan.digest
+
+
+def test_another_spelling_in_toml_is_the_same_plan(read) -> None:
+    plan = read(TOML)
     written_otherwise = TOML.replace("1e-5", "0.00001").replace("4.0", "4").replace("72", "72.0")
     assert read(written_otherwise).digest == plan.digest
 
@@ -65,7 +87,7 @@ def test_toml_and_canonical_json_mean_the_same_plan(read) -> None:
 def test_every_field_of_the_encoding_is_pinned(read) -> None:
     plan = read(TOML)
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "digits",
         "task": "classification",
         "model": "softmax",
@@ -80,7 +102,12 @@ def test_every_field_of_the_encoding_is_pinned(read) -> None:
         "cohort": {"clients": 10, "quorum": 5, "deadline": "3600.0"},
         "optimizer": {
             "learning_rate": "4.0",
+            "method": "sgd",
             "momentum": "0.0",
+            "schedule": "constant",
+            "warmup": "0.0",
+            "averaging": "0.0",
+            "proximal": "0.0",
             "aggregation": "fedavg",
             "update_bound": "1000.0",
         },
@@ -94,10 +121,20 @@ def test_every_field_of_the_encoding_is_pinned(read) -> None:
             "steps": 2,
             "divisor": "72.0",
             "delta": "1e-05",
+            "noise_draws": 1,
         },
         "release": {"name": "digits"},
     }
     assert plan.encode() == json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+    sgd = document["optimizer"]
+    adam = {"method": "adam", "beta1": "0.9", "beta2": "0.999", "epsilon": "1e-08"}
+    assert read(ADAM).json()["optimizer"] == {**sgd, **adam}
+    step = {"schedule": "step", "final_learning_rate": "1.0", "stages": 3}
+    assert read(STEP).json()["optimizer"] == {**sgd, **step}
+    assert read(STEP, "plan.optimizer.schedule=linear").json()["optimizer"] == {
+        **sgd, "schedule": "linear", "final_learning_rate": "1.0"
+    }  # fmt: skip
 
 
 def test_an_override_means_the_same_as_the_file(read) -> None:
@@ -108,6 +145,7 @@ def test_an_override_means_the_same_as_the_file(read) -> None:
 
 def test_the_digest_changes_with_every_field(read) -> None:
     plan = read(TOML)
+    adam, step = read(ADAM).optimizer, read(STEP).optimizer
     table = Schema("table", (1,), ("a", "b"), (Column("x", 0.0, 1.0),), target="y")
     parts = [
         {"name": "other"},
@@ -126,23 +164,41 @@ def test_the_digest_changes_with_every_field(read) -> None:
         )),
         *({"optimizer": replace(plan.optimizer, **c)} for c in (
             {"learning_rate": 1.0}, {"momentum": 0.5}, {"aggregation": "x"}, {"update_bound": 1.0},
+            {"method": "adam"}, {"schedule": "linear"}, {"schedule": "step"}, {"warmup": 0.5},
+            {"averaging": 0.5}, {"proximal": 0.5},
+        )),
+        *({"optimizer": replace(adam, **c)} for c in (
+            {"beta1": 0.5}, {"beta2": 0.5}, {"epsilon": 0.5},
+        )),
+        *({"optimizer": replace(step, **c)} for c in (
+            {"final_learning_rate": 0.5}, {"stages": 2},
         )),
         *({"privacy": replace(plan.privacy, **c)} for c in (
             {"trust": "central"}, {"sampling_rate": 0.4}, {"noise_multiplier": 1.6},
             {"clipping_norm": 2.0}, {"steps": 3}, {"divisor": 71.0}, {"delta": 1e-6},
+            {"noise_draws": 4},
         )),
         {"release": Release("other")},
     ]  # fmt: skip
     digests = {plan.digest, *(replace(plan, **part).digest for part in parts)}
     assert len(digests) == len(parts) + 1
     # Every field of every part is in the list above.
-    for kind, count in ((Plan, 9), (Cohort, 3), (Optimizer, 4), (Privacy, 7), (Release, 1)):
+    for kind, count in ((Plan, 9), (Cohort, 3), (Optimizer, 14), (Privacy, 8), (Release, 1)):
         assert len(kind.__dataclass_fields__) == count
 
 
 def test_the_whole_plans_event_has_every_step_of_every_round(read) -> None:
     event = read(TOML).event()
     assert (event.sampling_rate, event.noise_multiplier, event.steps) == (0.5, 1.5, 10)
+
+
+def test_how_a_noise_value_is_made_up_costs_no_epsilon(read) -> None:
+    one, four = read(TOML), read(TOML, "plan.privacy.noise_draws=4")
+    assert four.privacy.noise_draws == 4
+    assert one.event() == four.event()
+    target = TOML.replace("noise_multiplier = 1.5", "epsilon = 6.0")
+    calibrated = read(target, "plan.privacy.noise_draws=4").privacy
+    assert calibrated.noise_multiplier == read(target).privacy.noise_multiplier
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -189,6 +245,24 @@ def test_an_unknown_key_in_any_table_is_named_with_its_line(read, table: str) ->
         ("learning_rate = 4.0", "learning_rate = 4.0\nmomentum = 1.0"),
         ("learning_rate = 4.0", 'learning_rate = 4.0\naggregation = "median"'),
         ("learning_rate = 4.0", "learning_rate = 4.0\nupdate_bound = 2048"),
+        *(("learning_rate = 4.0", f"learning_rate = 4.0\n{line}") for line in (
+            'method = "rmsprop"', 'schedule = "exponential"', "averaging = 1", "averaging = -0.1",
+            "proximal = -0.1", "proximal = inf", "warmup = 1", "warmup = -0.1",
+            # No effect with sgd and a constant rate, whatever the value.
+            "beta1 = 0.9", "beta2 = 0.999", "epsilon = 1e-8", "final_learning_rate = 0",
+            "final_learning_rate = 4.0", "stages = 3",
+            'method = "adam"\nmomentum = 0.9', 'method = "adam"\nbeta1 = 1',
+            'method = "adam"\nbeta2 = 1', 'method = "adam"\nbeta2 = -0.1',
+            'method = "adam"\nepsilon = 0', 'method = "adam"\nepsilon = 3.0',
+            'schedule = "linear"\nstages = 3', 'schedule = "cosine"\nstages = 3',
+            'schedule = "cosine"\nfinal_learning_rate = 4.01',
+            'schedule = "linear"\nfinal_learning_rate = -1',
+            'schedule = "step"\nfinal_learning_rate = 0',
+            'final_learning_rate = 1\nschedule = "step"\nstages = 1',
+        )),
+        ('trust = "local"', 'trust = "local"\nnoise_draws = 0'),
+        ('trust = "local"', 'trust = "local"\nnoise_draws = 2'),
+        ('trust = "local"', 'trust = "local"\nnoise_draws = 4.0'),
         ('trust = "local"', 'trust = "nobody"'),
         ('trust = "local"', 'trust = "local"\nunit = "client"'),
         ('trust = "local"', 'trust = "local"\nadjacency = "replace-one"'),
@@ -204,7 +278,7 @@ def test_an_unknown_key_in_any_table_is_named_with_its_line(read, table: str) ->
         ("steps = 2", "steps = 0"),
         ("divisor = 72", "divisor = 0"),
     ],
-)
+)  # fmt: skip
 def test_an_impossible_value_is_named_with_its_line(read, old: str, new: str) -> None:
     text = TOML.replace(old, new, 1)
     line = text[: text.index(new)].count("\n") + 1 + new.count("\n")
@@ -222,6 +296,26 @@ def test_a_missing_key_is_named_with_file_and_table(read, line: str) -> None:
     with pytest.raises(PlanError, match=r"plan\.toml, line \d+: ") as caught:
         read(text)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "advice"),
+    [
+        ('method = "adam"\nmomentum = 0.9', "momentum = 0.9 has no effect", "beta1"),
+        ("beta1 = 0.9", 'beta1 has no effect with method = "sgd"', "leave beta1 out"),
+        ("epsilon = 3.0", 'epsilon has no effect with method = "sgd"', "[plan.privacy]"),
+        ("stages = 2", 'stages has no effect with schedule = "constant"', "leave stages out"),
+        ('schedule = "step"', "needs a final_learning_rate above 0", "last stage"),
+        ('schedule = "cosin"', "schedule = 'cosin' is not known", "did you mean 'cosine'"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_with_advice(
+    read, line: str, said: str, advice: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        read(TOML.replace("learning_rate = 4.0", f"learning_rate = 4.0\n{line}"))
+    assert said in str(caught.value)
+    assert advice in caught.value.hint
 
 
 @pytest.mark.parametrize("trust", ["central", "distributed"])
@@ -261,8 +355,8 @@ def test_an_impossible_target_is_refused(read, value: str) -> None:
 # -- canonical JSON from anywhere ------------------------------------------------------------------
 
 
-def document() -> dict:
-    return Plan.read(Table(tomllib.loads(TOML)["plan"])).json()
+def document(text: str = TOML) -> dict:
+    return Plan.read(Table(tomllib.loads(text)["plan"])).json()
 
 
 def paths(value: dict, prefix=()):
@@ -272,9 +366,16 @@ def paths(value: dict, prefix=()):
             yield from paths(item, (*prefix, key))
 
 
-@pytest.mark.parametrize("path", list(paths(document())), ids=".".join)
-def test_a_signed_plan_leaves_nothing_to_a_default(path) -> None:
-    changed = document()
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        *((TOML, path) for path in paths(document())),
+        *((ADAM, ("optimizer", key)) for key in ("beta1", "beta2", "epsilon")),
+        *((STEP, ("optimizer", key)) for key in ("final_learning_rate", "stages")),
+    ],
+)
+def test_a_signed_plan_leaves_nothing_to_a_default(text: str, path: tuple[str, ...]) -> None:
+    changed = document(text)
     inner = changed
     for key in path[:-1]:
         inner = inner[key]
@@ -297,13 +398,17 @@ def test_a_signed_plan_with_one_key_more_is_refused() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schema_version": 2},
+        {"schema_version": 1},
+        {"schema_version": 3},
         {"schema_version": True},
         {"rounds": "5"},
         {"privacy": {**document()["privacy"], "delta": "0.00001"}},
         {"privacy": {**document()["privacy"], "delta": 1}},
         {"privacy": {**document()["privacy"], "divisor": 72}},
         {"privacy": {**document()["privacy"], "unit": "client"}},
+        {"privacy": {**document()["privacy"], "noise_draws": "1"}},
+        {"optimizer": {**document()["optimizer"], "beta1": "0.9"}},
+        {"optimizer": {**document()["optimizer"], "stages": 3}},
     ],
 )
 def test_another_spelling_of_a_signed_plan_is_refused(changes) -> None:
