@@ -8,8 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
 from scipy import stats
 
+from common.privacy import noise as module
 from common.privacy.noise import (
     CRYPTOGRAPHIC,
     GRID_BITS,
@@ -58,16 +60,54 @@ def test_gaussian_values_are_standard_normal() -> None:
     assert abs(values.var() - 1) < 5 * np.sqrt(2 / COUNT)
     assert stats.kstest(values, "norm").pvalue > 1e-4
     assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / np.sqrt(COUNT)
-    halves = values.reshape(2, -1)  # cosine and sine of the same pair
-    assert abs(np.corrcoef(halves)[0, 1]) < 5 / np.sqrt(COUNT / 2)
-    assert abs(np.corrcoef(halves**2)[0, 1]) < 5 / np.sqrt(COUNT / 2)
+    pairs = values.reshape(-1, 2).T  # cosine and sine of the same pair
+    assert abs(np.corrcoef(pairs)[0, 1]) < 5 / np.sqrt(COUNT / 2)
+    assert abs(np.corrcoef(pairs**2)[0, 1]) < 5 / np.sqrt(COUNT / 2)
 
 
-def test_gaussian_tails_are_as_heavy_as_they_should_be() -> None:
-    values = np.abs(Stream.simulated(4).gaussian(1_000_000))
-    for threshold in (3.0, 4.0):
-        expected = 2 * stats.norm.sf(threshold) * len(values)
-        assert abs(np.sum(values > threshold) - expected) < 5 * np.sqrt(expected)
+def test_gaussian_values_are_box_and_mullers() -> None:
+    radial, turn = Stream.simulated(3).integers(COUNT).reshape(-1, 2).T
+    radius = np.sqrt(-2 * np.log(((radial >> 11) + 1) / 2.0**53))
+    angle = 2 * np.pi * (turn / 2.0**64)
+    expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
+    values = Stream.simulated(3).gaussian(COUNT)
+    # A float64 angle near 2 pi is itself known to 4e-16 only.
+    np.testing.assert_allclose(values, expected, rtol=0, atol=8.6 * 2e-15)
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_gaussian_tails_are_as_heavy_as_they_should_be(draws: int) -> None:
+    count = 2_000_000
+    stream = Stream.simulated(4, draws)
+    values = add_gaussian(
+        np.zeros(count), clip=1.0, noise_multiplier=1.0, stream=stream, draws=draws
+    )
+    for threshold in (3.0, 4.0, 4.5):
+        for beyond in (values > threshold, values < -threshold):
+            tail = stats.norm.sf(threshold)
+            assert stats.binomtest(int(beyond.sum()), count, tail).pvalue > 1e-4
+
+
+def test_the_furthest_value_is_that_of_a_53_bit_radius() -> None:
+    class Least(Stream):
+        def integers(self, count: int) -> NDArray[np.uint64]:
+            return np.zeros(count, np.uint64)
+
+    class Greatest(Stream):
+        def integers(self, count: int) -> NDArray[np.uint64]:
+            return np.full(count, 2**64 - 1, np.uint64)
+
+    furthest, zero = Least(bytes(32), SIMULATED).gaussian(2)
+    assert furthest == pytest.approx(np.sqrt(2 * 53 * np.log(2)), rel=1e-15)
+    assert zero == 0
+    assert 2 * stats.norm.sf(furthest) < 2.0**-56
+    assert np.array_equal(Greatest(bytes(32), SIMULATED).gaussian(2), [0, 0])
+
+
+def test_drawing_in_even_parts_gives_the_values_of_drawing_at_once() -> None:
+    whole, parts = Stream.simulated(14), Stream.simulated(14)
+    drawn = [parts.gaussian(count) for count in (2, 0, 996, 3)]
+    assert np.array_equal(whole.gaussian(1001), np.concatenate(drawn))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 1000])
@@ -142,23 +182,100 @@ def test_nobody_elses_random_state_is_touched() -> None:
     python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     for stream in (Stream.cryptographic(), Stream.simulated(1)):
         stream.poisson_sample(100, 0.5)
-        add_gaussian(np.zeros(100), clip=1.0, noise_multiplier=1.0, stream=stream)
+        for draws in (1, 4):
+            noised_by(stream, draws)
     assert random.getstate() == python
     assert torch.equal(torch.get_rng_state(), of_torch)
     after = np.random.get_state()
     assert all(np.array_equal(x, y) for x, y in zip(of_numpy, after, strict=True))
 
 
+@pytest.mark.parametrize("draws", [1, 4])
 @pytest.mark.parametrize(("clip", "sigma"), [(1.0, 1.0), (0.1, 3.4), (7.3, 0.5)])
-def test_noise_on_a_sum_has_sigma_times_clip_and_lies_on_the_grid(clip, sigma) -> None:
+def test_noise_on_a_sum_has_sigma_times_clip_and_lies_on_the_grid(clip, sigma, draws) -> None:
     total = np.full((10, COUNT // 10), 3.25 * clip)
-    noised = add_gaussian(total, clip=clip, noise_multiplier=sigma, stream=Stream.simulated(11))
+    stream = Stream.simulated(11, draws)
+    noised = add_gaussian(total, clip=clip, noise_multiplier=sigma, stream=stream, draws=draws)
     assert noised.shape == total.shape
-    assert total[0, 0] == 3.25 * clip
+    assert (total == 3.25 * clip).all()
     noise = (noised - total).ravel() / (clip * sigma)
+    assert abs(noise.var() - 1) < 5 * np.sqrt(2 / COUNT)
     assert stats.kstest(noise, "norm").pvalue > 1e-4
+    for lag in (1, 2, 3):
+        assert abs(np.corrcoef(noise[:-lag], noise[lag:])[0, 1]) < 5 / np.sqrt(COUNT)
     steps = noised / (clip * 2.0**-GRID_BITS)
     assert np.allclose(steps, np.rint(steps), rtol=1e-14, atol=1e-8)
+
+
+def noised_by(stream: Stream, draws: int, count: int = 1000) -> NDArray[np.float64]:
+    return add_gaussian(
+        np.arange(float(count)), clip=0.5, noise_multiplier=2.0, stream=stream, draws=draws
+    )
+
+
+def test_a_sum_of_four_is_half_the_sum_of_the_streams_next_four_values() -> None:
+    normal = Stream.simulated(15).gaussian(4000).reshape(1000, 4)
+    noise = noised_by(Stream.simulated(15), draws=4) - np.arange(1000.0)
+    np.testing.assert_allclose(noise, normal.sum(axis=1) / 2, rtol=0, atol=0.51 * 0.5 / 2**20)
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+@pytest.mark.parametrize("count", [1, 2, 1000, 40_001])
+def test_noise_takes_one_integer_of_keystream_for_each_draw(draws: int, count: int) -> None:
+    stream, counted = Stream.simulated(16), Stream.simulated(16)
+    noised_by(stream, draws, count)
+    counted.integers(draws * count + draws * count % 2)
+    assert np.array_equal(stream.integers(4), counted.integers(4))
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_the_same_stream_gives_the_same_noise_and_another_does_not(draws: int) -> None:
+    first = noised_by(Stream.simulated(17), draws)
+    assert np.array_equal(first, noised_by(Stream.simulated(17), draws))
+    assert not np.array_equal(first, noised_by(Stream.simulated(18), draws))
+    assert not np.array_equal(first, noised_by(Stream.simulated(17), 5 - draws))
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_noise_does_not_depend_on_how_much_is_drawn_at_a_time(draws: int, monkeypatch) -> None:
+    at_once = noised_by(Stream.simulated(19), draws, 1001)
+    for block in (8, 1000, 4004):
+        monkeypatch.setattr(module, "_BLOCK", block)
+        assert np.array_equal(noised_by(Stream.simulated(19), draws, 1001), at_once)
+
+
+@pytest.mark.parametrize("draws", [-1, 0, 2, 3, 5, 8])
+def test_another_number_of_draws_is_refused_and_draws_nothing(draws: int) -> None:
+    stream = Stream.simulated(20)
+    with pytest.raises(ValueError, match="set 1 or 4"):
+        noised_by(stream, draws)
+    assert np.array_equal(stream.integers(4), Stream.simulated(20).integers(4))
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_the_result_is_written_to_out_which_may_be_the_sum_itself(draws: int) -> None:
+    total = np.arange(40_000.0).reshape(4, -1)
+    options = {"clip": 1.0, "noise_multiplier": 1.0, "draws": draws}
+    expected = add_gaussian(total, stream=Stream.simulated(21), **options)
+    out = np.full_like(total, np.nan)
+    assert add_gaussian(total, stream=Stream.simulated(21), out=out, **options) is out
+    assert np.array_equal(out, expected)
+    assert np.array_equal(total.ravel(), np.arange(40_000.0))
+    assert add_gaussian(total, stream=Stream.simulated(21), out=total, **options) is total
+    assert np.array_equal(total, expected)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [np.zeros(99), np.zeros((100, 1)), np.zeros(100, np.float32), np.zeros(200)[::2]],
+    ids=["size", "shape", "float32", "strided"],
+)
+def test_an_unfit_out_is_refused_and_nothing_is_drawn_or_written(out) -> None:
+    stream = Stream.simulated(22)
+    with pytest.raises(ValueError, match="contiguous float64"):
+        add_gaussian(np.ones(100), clip=1.0, noise_multiplier=1.0, stream=stream, out=out)
+    assert not out.any()
+    assert np.array_equal(stream.integers(4), Stream.simulated(22).integers(4))
 
 
 def test_without_noise_a_sum_is_only_rounded() -> None:
