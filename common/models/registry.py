@@ -159,12 +159,16 @@ def _check_parts(name: str, model: Model) -> None:
     import torch
     from torch import nn
 
-    for module in (*model.features.modules(), *model.network.modules()):
-        running = isinstance(getattr(module, "running_mean", None), torch.Tensor)
-        if running or isinstance(module, nn.modules.batchnorm._BatchNorm):
+    from common.models.fixes import instead_of
+
+    parts = (*model.features.named_modules(), *model.network.named_modules())
+    for layer, module in parts:
+        mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if mixes or isinstance(getattr(module, "running_mean", None), torch.Tensor):
             raise PlanError(
-                f"model {name!r} uses {type(module).__name__}, which mixes the records of a batch",
-                hint="use nn.GroupNorm, which looks at one record at a time",
+                f"layer {layer!r} of model {name!r} is {type(module).__name__}, which mixes the "
+                "records of a batch",
+                hint=instead_of(module) if mixes else "give it track_running_stats=False",
             )
     if any(True for _ in model.features.parameters()):
         raise PlanError(

@@ -190,7 +190,7 @@ class Constant(nn.Module):
                 nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(64, 10)
             ),
             "mixes the records",
-            "GroupNorm",
+            "track_running_stats=False",
         ),
         (Mixing, "another answer when other records are beside it", "records apart"),
         (lambda: Model(nn.Linear(8, 8), nn.Flatten()), "features of model", "buffers"),
