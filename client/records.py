@@ -1,4 +1,4 @@
-"""A client's records, ready to train on: checked against the schema, turned into features.
+"""A client's records, ready to train on, and the engine that trains on them.
 
 The rule: what training reads is the plan's schema and the plan's model applied to this client's
 rows, and nothing is learned from the rows on the way: bounds are the schema's, features are fixed.
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.home import Home, version_of
-from client.training.clipping import check_trainable
+from client.training import Engine
+from client.training.trainable import check_trainable
 from common.data.binding import Binding, load_training
 from common.data.schema import Schema
 from common.data.source import Records
@@ -31,11 +32,10 @@ log = logging.getLogger("privet.client")
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Features (N, …) float32, labels (N,) int64, and the network that reads them; N >= 0."""
+    """Features (N, …) float32 and labels (N,) int64; N >= 0."""
 
     features: Tensor
     labels: Tensor
-    network: nn.Module
 
 
 def check_records(home: Home, plan: Plan) -> None:
@@ -69,11 +69,31 @@ def records_for_round(home: Home, plan: Plan) -> TrainingSet:
         log.exception("training on no records")
         nothing = np.zeros((0, *plan.schema.shape), np.float32)
         features, labels = fixed_features(model, plan.schema, nothing), np.zeros(0, np.int64)
-    return TrainingSet(torch.from_numpy(features), torch.from_numpy(labels), model.network)
+    return TrainingSet(torch.from_numpy(features), torch.from_numpy(labels))
+
+
+def network_of(home: Home, plan: Plan) -> nn.Module:
+    """The network that a plan's model means on this machine; shared, never to be changed."""
+    return _model(home, plan).network
+
+
+def engine_of(home: Home, plan: Plan) -> Engine:
+    """The engine that trains it: one a process, whichever of its clients is asked."""
+    return _engine(plan, tuple(sorted(home.binding.models.items())))
 
 
 def _model(home: Home, plan: Plan) -> Model:
-    return build(plan.model, plan.schema, seed=0, bindings=home.binding.models)
+    return _build(plan, tuple(sorted(home.binding.models.items())))
+
+
+@lru_cache(maxsize=2)
+def _build(plan: Plan, models: tuple[tuple[str, str], ...]) -> Model:
+    return build(plan.model, plan.schema, seed=0, bindings=dict(models))
+
+
+@lru_cache(maxsize=2)
+def _engine(plan: Plan, models: tuple[tuple[str, str], ...]) -> Engine:
+    return Engine(_build(plan, models).network, plan.privacy, plan.optimizer, plan.rounds)
 
 
 def _rows(home: Home, available: int) -> NDArray[np.int64]:

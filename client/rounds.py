@@ -15,8 +15,7 @@ from pathlib import Path
 from client.approval import approved_plans, what_is_bound
 from client.guard import Admission, judge, read_request
 from client.home import Home, version_of
-from client.records import TrainingSet, records_for_round
-from client.training import Engine
+from client.records import TrainingSet, engine_of, network_of, records_for_round
 from common import durable
 from common.errors import Refusal
 from common.keys import Identity
@@ -101,18 +100,17 @@ class Client:
 
     def _train(self, admission: Admission, arrays: Arrays) -> Arrays:
         plan, round_ = admission.plan, admission.request.round
-        records = self._training_set(plan)
-        engine = Engine(records.network, plan.privacy, plan.optimizer)
+        records, engine = self._training_set(plan), engine_of(self.home, plan)
         try:
             stream = self._stream(plan, round_)
-            return engine.round(arrays, records.features, records.labels, stream)
+            return engine.round(arrays, records.features, records.labels, stream, round_)
         except Exception:
             # A record may have caused it, so the server must not see it. Nothing that was drawn has
             # left, so the round is answered, under the same intent, as if there were no records.
             log.exception("training on no records, because training on them failed")
-            nobody = slice(0, 0)
+            features, labels = records.features[:0], records.labels[:0]
             stream = self._stream(plan, round_)
-            return engine.round(arrays, records.features[nobody], records.labels[nobody], stream)
+            return engine.round(arrays, features, labels, stream, round_)
 
     def _stream(self, plan: Plan, round_: int) -> Stream:
         if self.home.seed is None:
@@ -167,8 +165,8 @@ class Client:
         return self._records[plan.digest]
 
     def _shapes(self, plan: Plan) -> dict[str, tuple[int, ...]]:
-        network = self._training_set(plan).network
-        return {name: tuple(value.shape) for name, value in network.named_parameters()}
+        parameters = network_of(self.home, plan).named_parameters()
+        return {name: tuple(value.shape) for name, value in parameters}
 
     def _outbox_file(self, request: RoundRequest) -> Path:
         return self.home.outbox / f"{request.digest}.update"

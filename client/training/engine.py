@@ -3,40 +3,52 @@
 The rules: every step samples by the plan's public rate, adds noise scaled to the plan's clipping
 norm, and divides by the plan's public divisor. None of them depends on how many records there are,
 and an empty batch is noised, applied and counted like any other. Nothing but the noised sums
-reaches the update; what comes after them (momentum, the learning rate) is post-processing.
+reaches the update; what comes after them (:mod:`client.training.optimizer`) is post-processing.
+Epsilon is no business of training: the noise was calibrated once, for the plan.
 
 Source: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1, with a public divisor.
 """
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.training.clipping import clipped_sum
+from client.training.clipping import ClippedSum
+from client.training.optimizer import LocalSteps
 from common.plan import Optimizer, Privacy
 from common.privacy.noise import Stream, add_gaussian
 from common.wire import Arrays
 
 
 class Engine:
-    """Trains one network, for any number of clients and rounds; keeps nothing in between.
+    """Trains one network, for any number of clients and rounds; keeps only buffers in between.
 
     Args:
-        network: maps features to logits (B, K); its parameters are overwritten by every round.
+        network: maps features to logits (B, K); copied, and never changed.
         privacy: the mechanism.
-        optimizer: the local step.
+        optimizer: the local steps.
+        rounds: of the plan, >= 1, over which a schedule runs.
     """
 
-    def __init__(self, network: nn.Module, privacy: Privacy, optimizer: Optimizer) -> None:
-        self._network = network
+    def __init__(
+        self, network: nn.Module, privacy: Privacy, optimizer: Optimizer, rounds: int = 1
+    ) -> None:
+        self._shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
         self._privacy = privacy
-        self._optimizer = optimizer
-        self._clipped_sum = clipped_sum(network)
+        self._clipped_sum = ClippedSum(network, batch=privacy.divisor)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        self._begin, self._noised = np.empty(size), np.empty(size)  # (P,)
+        self._steps = LocalSteps(optimizer, size, steps=privacy.steps, rounds=rounds)
+        self._busy = threading.Lock()  # two rounds in the same buffers would spoil each other
 
-    def round(self, start: Arrays, features: Tensor, labels: Tensor, stream: Stream) -> Arrays:
+    def round(
+        self, start: Arrays, features: Tensor, labels: Tensor, stream: Stream, number: int = 1
+    ) -> Arrays:
         """Train for the plan's steps; the difference to ``start``, by parameter name.
 
         Args:
@@ -44,39 +56,35 @@ class Engine:
             features: (N, …) float32; N >= 0.
             labels: (N,) int64.
             stream: sampling and noise, in this order in each step.
+            number: the round's, from 1.
         """
-        privacy, optimizer = self._privacy, self._optimizer
-        begin = np.concatenate(
-            [start[name].ravel() for name, _ in self._network.named_parameters()]
-        ).astype(np.float64)  # (P,)
-        weights, velocity = begin.copy(), np.zeros_like(begin)
+        with self._busy:
+            return self._round(start, features, labels, stream, number)
+
+    def _round(
+        self, start: Arrays, features: Tensor, labels: Tensor, stream: Stream, number: int
+    ) -> Arrays:
+        privacy, steps, noised = self._privacy, self._steps, self._noised
+        np.concatenate([start[name].ravel() for name in self._shapes], out=self._begin)
+        steps.begin(self._begin, number)
         for _ in range(privacy.steps):
-            self._load(weights)
+            self._clipped_sum.load(torch.from_numpy(steps.weights))
             chosen = torch.from_numpy(stream.poisson_sample(len(labels), privacy.sampling_rate))
-            total = self._clipped_sum(features[chosen], labels[chosen], privacy.clipping_norm)
-            noised = add_gaussian(
+            total = self._clipped_sum(features, labels, privacy.clipping_norm, chosen)
+            add_gaussian(
                 total.numpy(),
                 clip=privacy.clipping_norm,
                 noise_multiplier=privacy.noise_multiplier,
                 stream=stream,
+                draws=privacy.noise_draws,
+                out=noised,
             )
-            velocity = optimizer.momentum * velocity + noised / privacy.divisor
-            weights -= optimizer.learning_rate * velocity
-        return self._named((weights - begin).astype(np.float32))
-
-    def _load(self, weights: NDArray[np.float64]) -> None:
-        position = 0
-        with torch.no_grad():
-            for parameter in self._network.parameters():
-                part = weights[position : position + parameter.numel()]
-                parameter.copy_(torch.from_numpy(part).view_as(parameter))
-                position += parameter.numel()
+            noised /= privacy.divisor
+            steps.step(noised)
+        return self._named((steps.result() - self._begin).astype(np.float32))
 
     def _named(self, flat: NDArray[np.float32]) -> Arrays:
-        result: Arrays = {}
-        position = 0
-        for name, parameter in self._network.named_parameters():
-            part = flat[position : position + parameter.numel()]
-            result[name] = part.reshape(tuple(parameter.shape)).copy()
-            position += parameter.numel()
-        return result
+        sizes = [int(np.prod(shape)) for shape in self._shapes.values()]
+        parts = np.split(flat, np.cumsum(sizes)[:-1])
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.reshape(shape).copy() for (name, shape), part in named}

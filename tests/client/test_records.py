@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 from client.home import Home
-from client.records import check_records, records_for_round
+from client.records import check_records, network_of, records_for_round
 from common.data.schema import Schema
 from common.errors import DataError, PlanError
 from common.models.model import Model
@@ -112,7 +112,7 @@ def test_data_that_stopped_fitting_counts_as_no_records(home: Home, how: str) ->
         check_records(home, PLAN)
     found = records_for_round(home, PLAN)
     assert found.features.shape == (0, 2)
-    assert isinstance(found.network, nn.Linear)
+    assert isinstance(network_of(home, PLAN), nn.Linear)
 
 
 class _OnlySmall(nn.Module):
