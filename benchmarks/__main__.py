@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("device", "grid")
+NAMES = ("device", "dpsgd", "grid")
 
 if __name__ == "__main__":
     for name in NAMES:

@@ -11,7 +11,10 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +46,48 @@ def plain(figure: str, measured: float, unit: str) -> Row:
     return Row(figure, measured, unit)
 
 
+@dataclass(frozen=True)
+class Turns:
+    """What each variant took, milliseconds, turn by turn."""
+
+    taken: Mapping[str, Sequence[float]]
+
+    def median(self, name: str) -> float:
+        """Of one variant, in milliseconds."""
+        return statistics.median(self.taken[name])
+
+    def ratio(self, one: str, other: str) -> float:
+        """The median of the turns' own ratios, which a slower spell of the machine leaves alone.
+
+        >>> Turns({"ours": [1, 20, 3], "theirs": [2, 40, 2]}).ratio("ours", "theirs")
+        0.5
+        """
+        pairs = zip(self.taken[one], self.taken[other], strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
+
+def in_turn(works: Mapping[str, Callable[[], None]], seconds: float, least: int = 1) -> Turns:
+    """Time every variant once a turn, for so many seconds and at least ``least`` turns.
+
+    The first turn warms up and does not count. A turn's order is shuffled, the same way in every
+    run, so that what one variant leaves behind (garbage, a cold cache) does not always meet the
+    same other one.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    shuffle = random.Random(1)
+    ends = time.perf_counter() + seconds
+    turns = 0
+    while turns < least or time.perf_counter() < ends:
+        for name in shuffle.sample(sorted(works), len(works)):
+            began = time.perf_counter()
+            works[name]()
+            taken[name].append(1000 * (time.perf_counter() - began))
+        turns += 1
+    return Turns(taken)
+
+
 def machine() -> dict[str, str | int]:
     """What the figures were measured on."""
     model = ""
@@ -56,7 +101,7 @@ def machine() -> dict[str, str | int]:
         "cores": os.cpu_count() or 0,
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "flwr", "onnxruntime")},
+        **{name: version(name) for name in ("torch", "flwr", "onnxruntime", "opacus")},
     }
 
 
