@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 
 from client.home import locate
 from client.rounds import Client, open_client
+from client.training.memory import keep_freed_memory
 from common.errors import PrivetError
 from common.wire import from_npy
 
@@ -65,6 +66,7 @@ def _reply(message: Message, context: Context, work: Callable[[Client], RecordDi
     # One thread a process: two processes of one thread beat one of two for small clients, and the
     # order of additions, so the bits of an update, does not depend on the machine's load.
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         partition = context.node_config.get("partition-id")
         path = locate(partition if isinstance(partition, int) else None)
