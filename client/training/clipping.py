@@ -125,7 +125,7 @@ def _add_clipped(total: Tensor, parts: list[Part], records: int, clip: float) ->
     held = [part for part in parts if part.size > SMALL]
     into = [values for values in slices if len(values) > SMALL]
     if small:
-        held.append(Rows(torch.cat([parts[position].dense() for position in small], dim=1)))
+        held.append(Rows(torch.cat([parts[position].rows() for position in small], dim=1)))
         into.append(total.new_zeros(held[-1].size))
     norms = torch.stack([part.squares() for part in held]).sum(0).sqrt()  # (B,)
     scale = (clip * (1 - HEADROOM) / norms.clamp_min(1e-300)).clamp_max(1.0)  # (B,)
@@ -140,4 +140,4 @@ def _add_clipped(total: Tensor, parts: list[Part], records: int, clip: float) ->
     if small:
         sums = torch.split(into[-1], [parts[position].size for position in small])
         for position, values in zip(small, sums, strict=True):
-            slices[position].add_(values)
+            slices[position].add_(parts[position].ordered(values[None])[0])

@@ -125,8 +125,8 @@ class Convolution(Layer):
         gradient = self._product(patches, flat)  # (B, G, kh kw C/G, O/G)
         shape = (-1, groups, *self._size, module.in_channels // groups, outputs // groups)
 
-        def order(total: Tensor) -> Tensor:
-            return total.view(shape).permute(0, 1, 5, 4, 2, 3).flatten(1)
+        def order(rows: Tensor) -> Tensor:
+            return rows.view(shape).permute(0, 1, 5, 4, 2, 3).flatten(1)
 
         parts: Parts = [(module.weight, Rows(gradient, order))]
         if module.bias is not None:

@@ -39,8 +39,12 @@ class Part(Protocol):
         """
         ...
 
-    def dense(self) -> Tensor:
-        """The gradients themselves: (B, p)."""
+    def rows(self) -> Tensor:
+        """The gradients themselves, (B, p), in an order that :meth:`ordered` puts right."""
+        ...
+
+    def ordered(self, rows: Tensor) -> Tensor:
+        """Any (B, p) in the order of :meth:`rows`, put into the parameter's own."""
         ...
 
     def pieces(self) -> tuple[Tensor, ...]:
@@ -53,12 +57,12 @@ class Rows:
 
     Args:
         values: (B, …), p values a record.
-        order: puts values (B, …) into the parameter's own order, (B, p), where it differs.
+        order: puts any (B, p) into the parameter's own order, where it differs.
     """
 
     def __init__(self, values: Tensor, order: Callable[[Tensor], Tensor] | None = None) -> None:
         self.size = self.floats = values[0].numel()
-        self._values, self._order = values, order or _as_they_are
+        self._values, self._order = values, order
 
     def squares(self) -> Tensor:
         self._values = self._values.double()
@@ -68,14 +72,16 @@ class Rows:
         self._values = _without(self._values, records)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
-        if self._order is _as_they_are:
-            total.addmv_(self._values.flatten(1).T, scale)
+        if self._order is None:
+            total.addmv_(self.rows().T, scale)
         else:
-            sums = (scale @ self._values.flatten(1)).view(1, *self._values.shape[1:])
-            total += self._order(sums)[0]
+            total += self.ordered((scale @ self.rows())[None])[0]
 
-    def dense(self) -> Tensor:
-        return self._order(self._values)
+    def rows(self) -> Tensor:
+        return self._values.flatten(1)
+
+    def ordered(self, rows: Tensor) -> Tensor:
+        return self._order(rows) if self._order else rows
 
     def pieces(self) -> tuple[Tensor, ...]:
         return (self._values,)
@@ -100,8 +106,11 @@ class Outer:
         left = self._left * scale[:, None]
         total.view(left.shape[1], -1).addmm_(left.T, self._right)
 
-    def dense(self) -> Tensor:
+    def rows(self) -> Tensor:
         return (self._left[:, :, None] * self._right[:, None, :]).flatten(1)
+
+    def ordered(self, rows: Tensor) -> Tensor:
+        return rows
 
     def pieces(self) -> tuple[Tensor, ...]:
         return self._left, self._right
@@ -131,18 +140,22 @@ class Picked:
         values = self._values.mul_(scale[:, None, None]).flatten(0, 1)
         total.view(self._height, -1).index_add_(0, self._rows.flatten(), values)
 
-    def dense(self) -> Tensor:
+    def rows(self) -> Tensor:
         batch, _, width = self._values.shape
         result = self._values.new_zeros(batch, self._height, width)
         index = self._rows[:, :, None].expand_as(self._values)
         return result.scatter_add_(1, index, self._values).flatten(1)
 
+    def ordered(self, rows: Tensor) -> Tensor:
+        return rows
+
     def pieces(self) -> tuple[Tensor, ...]:
         return self._rows, self._values
 
 
-def _as_they_are(values: Tensor) -> Tensor:
-    return values.flatten(1)
+def dense(part: Part) -> Tensor:
+    """Each record's gradient in the parameter's own order: (B, p)."""
+    return part.ordered(part.rows())
 
 
 def _squares(values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from client.training.layers import Layer, Parts, is_native, native
-from client.training.parts import Part, Rows
+from client.training.parts import Part, Rows, dense
 from common.errors import PlanError
 
 
@@ -131,7 +131,7 @@ class Native(PerRecord):
         found: dict[int, Part] = {}
         for parameter, part in self._seen:
             used = found.get(id(parameter))  # a layer or parameter may be used more than once
-            found[id(parameter)] = part if used is None else Rows(used.dense() + part.dense())
+            found[id(parameter)] = part if used is None else Rows(dense(used) + dense(part))
         self._seen.clear()
         return [found.get(id(p)) or self._unused(p, records) for p in self._parameters]
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from client.training import clipping
 from client.training.clipping import HEADROOM, ClippedSum
 from client.training.layers import NATIVE
+from client.training.parts import dense
 from client.training.per_record import Native, per_record
 from tests.client.test_clipping import by_opacus, by_torch_func, clip_rows, relative
 
@@ -213,7 +214,7 @@ def ours(
     """Per-record gradients (B, P), by the native rules."""
     gradients = per_record(model, dtype)
     assert isinstance(gradients, Native)
-    return torch.cat([part.dense() for part in gradients.parts(features, labels)], 1)
+    return torch.cat([dense(part) for part in gradients.parts(features, labels)], 1)
 
 
 def furthest(one: Tensor, other: Tensor) -> float:

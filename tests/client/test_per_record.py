@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from client.training import invariance
 from client.training.clipping import HEADROOM, SIZES, ClippedSum, micro_batches
+from client.training.parts import dense
 from client.training.per_record import Hooked, Native, per_record
 from common.errors import PlanError
 from tests.client.test_clipping import by_autograd, by_torch_func, clip_rows, relative
@@ -349,9 +350,9 @@ def a_hooked(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return model, features, torch.randint(0, 3, (5,), generator=generator)
 
 
-def dense(model: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+def all_rows(model: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
     parts = per_record(model, torch.float64).parts(features, labels)
-    return torch.cat([part.dense() for part in parts], 1)
+    return torch.cat([dense(part) for part in parts], 1)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -359,7 +360,7 @@ def dense(model: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
 def test_what_opacus_knows_has_the_gradients_of_torch_func_and_of_autograd(name: str) -> None:
     model, features, labels = a_hooked(name)
     assert isinstance(per_record(model, torch.float64), Hooked)
-    found = dense(model, features, labels)
+    found = all_rows(model, features, labels)
     assert furthest(found, by_torch_func(model, features, labels)) < 1e-12
     assert furthest(found, by_autograd(model, features, labels)) < 1e-12
 
@@ -383,7 +384,7 @@ def test_attention_of_opacus_is_made_of_native_layers() -> None:
     model, features = Attending(), torch.rand(5, 4, 8)
     labels = torch.tensor([0, 1, 2, 0, 1])
     assert isinstance(per_record(model, torch.float64), Native)
-    found = dense(model, features, labels)
+    found = all_rows(model, features, labels)
     assert furthest(found, by_torch_func(model, features, labels)) < 1e-12
 
 
@@ -393,8 +394,8 @@ def test_native_rules_and_hooks_agree() -> None:
         model, features = make(), 8 * torch.rand(4, *shape)
         labels = torch.tensor([0, 1, 2, 0])
         hooked = Hooked(model, torch.float64).parts(features, labels)
-        rows = torch.cat([part.dense() for part in hooked], 1)
-        assert furthest(dense(model, features, labels), rows) < 1e-12
+        rows = torch.cat([dense(part) for part in hooked], 1)
+        assert furthest(all_rows(model, features, labels), rows) < 1e-12
 
 
 def test_one_layer_that_no_rule_covers_sends_the_whole_network_through_the_hooks() -> None:
@@ -426,9 +427,9 @@ def test_a_batch_that_failed_leaves_nothing_behind(kind: type[nn.Module]) -> Non
 
     torch.manual_seed(0)
     model, features, labels = Choosy(), torch.rand(3, 4), torch.zeros(3, dtype=torch.long)
-    expected = dense(model, features, labels)
+    expected = all_rows(model, features, labels)
     ours = per_record(model, torch.float64)
     with pytest.raises(ValueError, match="negative"):
         ours.parts(-features, labels)
-    found = torch.cat([part.dense() for part in ours.parts(features, labels)], 1)
+    found = torch.cat([dense(part) for part in ours.parts(features, labels)], 1)
     assert torch.equal(found, expected)
