@@ -52,7 +52,20 @@ class Part(Protocol):
         ...
 
 
-class Rows:
+class _Held:
+    """Gradients whose norm is that of the values held: (B, …)."""
+
+    _values: Tensor
+
+    def squares(self) -> Tensor:
+        self._values = self._values.double()
+        return _squares(self._values)
+
+    def drop(self, records: Tensor) -> None:
+        self._values = _without(self._values, records)
+
+
+class Rows(_Held):
     """Gradients held as they are.
 
     Args:
@@ -63,13 +76,6 @@ class Rows:
     def __init__(self, values: Tensor, order: Callable[[Tensor], Tensor] | None = None) -> None:
         self.size = self.floats = values[0].numel()
         self._values, self._order = values, order
-
-    def squares(self) -> Tensor:
-        self._values = self._values.double()
-        return _squares(self._values)
-
-    def drop(self, records: Tensor) -> None:
-        self._values = _without(self._values, records)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         if self._order is None:
@@ -116,7 +122,7 @@ class Outer:
         return self._left, self._right
 
 
-class Picked:
+class Picked(_Held):
     """Gradients of a table (V, D) of which a record uses few rows: p = V D.
 
     Args:
@@ -128,13 +134,6 @@ class Picked:
     def __init__(self, rows: Tensor, values: Tensor, height: int) -> None:
         self.size, self.floats = height * values.shape[2], values[0].numel()
         self._rows, self._values, self._height = rows, values, height
-
-    def squares(self) -> Tensor:
-        self._values = self._values.double()
-        return _squares(self._values)
-
-    def drop(self, records: Tensor) -> None:
-        self._values = _without(self._values, records)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         values = self._values.mul_(scale[:, None, None]).flatten(0, 1)
