@@ -37,10 +37,10 @@ class Privacy:
     Args:
         trust: who adds noise; ``local``: each client, in full.
         sampling_rate: q in (0, 1], the chance that a step uses a record.
-        noise_multiplier: sigma > 0, in units of ``clipping_norm``.
+        noise_multiplier: sigma >= 1e-6, in units of ``clipping_norm``.
         clipping_norm: C from 1e-5 to 1e6, greatest L2 norm of one record's gradient.
         steps: local steps a round, >= 1.
-        divisor: public number that a step's noised sum is divided by, > 0; usually the expected
+        divisor: public number that a step's noised sum is divided by, >= 1e-3; usually the expected
             batch of a typical client. Never the number of records.
         delta: in (0, 1); stated for the whole plan.
         noise_draws: 1 or 4, how many independent normals add up to one noise value. The sum has
@@ -116,7 +116,7 @@ class Privacy:
             target = table.number("epsilon", low=0.01, high=100)
             noise = calibrate(rate, steps * rounds, target, delta)
         else:
-            noise = table.number("noise_multiplier", above=0, high=1e6)
+            noise = table.number("noise_multiplier", low=1e-6, high=1e6)
         draws = table.integer("noise_draws", 1, low=1, high=4)
         if draws not in NOISE_DRAWS:
             raise table.error(
@@ -128,7 +128,7 @@ class Privacy:
             noise_multiplier=noise,
             clipping_norm=table.number("clipping_norm", low=1e-5, high=1e6),
             steps=steps,
-            divisor=table.number("divisor", above=0, high=1e9),
+            divisor=table.number("divisor", low=1e-3, high=1e9),
             delta=delta,
             noise_draws=draws,
         )

@@ -11,6 +11,8 @@ Source: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 from collections.abc import Iterator
 
@@ -20,6 +22,8 @@ from torch import Tensor, nn
 from client.training.invariance import SIZES, choose
 from client.training.parts import Part, Rows
 from client.training.per_record import per_record
+
+log = logging.getLogger("privet.client")
 
 # Relative head-room below C, for the rounding of float64 sums of up to a million records.
 HEADROOM = 1e-6
@@ -49,7 +53,7 @@ class ClippedSum:
         self._gradients = per_record(network, precision or torch.float32)
         self._weights = self._gradients.weights.double()  # (P,), a copy
         self._sizes: tuple[int, ...] = SIZES[:1]
-        self._ready: tuple[object, ...] = ()
+        self._ready: torch.Size | None = None
 
     @property
     def precision(self) -> torch.dtype:
@@ -77,23 +81,55 @@ class ClippedSum:
             chosen = torch.arange(len(labels))
         if not len(chosen):
             return total
-        self._prepare(features.shape[1:])
-        for start, end, size in micro_batches(len(chosen), self._sizes):
-            records = chosen[start:end]
+        with _one_thread():
+            self._prepare(features.shape[1:])
+            for start, end, size in micro_batches(len(chosen), self._sizes):
+                self._add(total, features, labels, clip, chosen[start:end], size)
+        return total
+
+    def _add(
+        self,
+        total: Tensor,
+        features: Tensor,
+        labels: Tensor,
+        clip: float,
+        records: Tensor,
+        size: int,
+    ) -> None:
+        """Add one micro-batch; a record that the network cannot take counts as zero."""
+        try:
             parts = self._gradients.parts(
                 _padded(features, records, size), _padded(labels, records, size)
             )
-            _add_clipped(total, parts, end - start, clip)
-        return total
+        except Exception:
+            if len(records) == 1:
+                log.debug("a record counts as zero", exc_info=True)
+                return
+            for record in records:
+                self._add(total, features, labels, clip, record[None], self._sizes[0])
+            return
+        _add_clipped(total, parts, len(records), clip)
 
     def _prepare(self, shape: torch.Size) -> None:
         """Choose sizes and precision for features of one shape, once."""
-        ready = (shape, torch.get_num_threads())
-        if ready == self._ready:
+        if shape == self._ready:
             return
         self._gradients, self._sizes = choose(self._network, shape, self._precision, self._batch)
         self._gradients.weights.copy_(self._weights)
-        self._ready = ready
+        self._ready = shape
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """More would cut vector loops anywhere, and so round by place."""
+    threads = torch.get_num_threads()
+    if threads != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads != 1:
+            torch.set_num_threads(threads)
 
 
 def micro_batches(records: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:

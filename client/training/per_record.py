@@ -85,7 +85,8 @@ class PerRecord:
             nonlocal held
             held += output.numel() if isinstance(output, Tensor) else 0
             if isinstance(module, nn.Conv1d | nn.Conv2d):
-                held += output.numel() // module.out_channels * module.weight[0].numel()
+                places = output.numel() // module.out_channels
+                held += places * module.weight[0].numel() * module.groups
             if isinstance(module, nn.Embedding):
                 held += (output.numel() // module.embedding_dim) ** 2
 

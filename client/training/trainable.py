@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from client.training.clipping import ClippedSum
+from client.training.invariance import randomise, synthetic
 from common.errors import PlanError
 from common.models.fixes import instead_of
 
@@ -42,12 +43,23 @@ def check_trainable(network: nn.Module, example: Tensor) -> None:
                 f"parameter {name!r} is frozen, and a round would add noise to it all the same",
                 "move what is not trained into the model's fixed features",
             )
-    generator = torch.Generator().manual_seed(0)
-    features = example + torch.rand((RECORDS, *example.shape[1:]), generator=generator)
     try:
-        _check_repeatable(network, features)
-        _check_gradients(network, features)
-        _check_apart(network, features)
+        _check_repeatable(network, example)
+        wild = copy.deepcopy(network)
+        with torch.no_grad():
+            randomise(list(wild.parameters()), positive=False)
+        kinds = [example + kind for kind in synthetic(example.shape[1:], RECORDS)]
+        taken = [kind for kind in kinds if _takes(network, kind)] or kinds[:1]
+        for weights in (network, wild):
+            gradients = ClippedSum(weights, batch=RECORDS)
+            for features in taken:
+                _check_gradients(weights, gradients, features)
+                _check_apart(weights, features)
+        if not any(_told_apart(wild, features) for features in taken):
+            raise _refusal(
+                "the network gives every record the same logits, whatever is in it",
+                "look for what throws its input away",
+            )
     except PlanError:
         raise
     except Exception as error:  # the network is somebody's own code
@@ -57,13 +69,26 @@ def check_trainable(network: nn.Module, example: Tensor) -> None:
         ) from error
 
 
-def _check_repeatable(network: nn.Module, features: Tensor) -> None:
-    """The forward pass draws nothing, also from negative values; words cannot be negative."""
+def _takes(network: nn.Module, features: Tensor) -> bool:
+    with contextlib.suppress(Exception), torch.no_grad():
+        network(features)
+        return True
+    return False
+
+
+def _told_apart(network: nn.Module, features: Tensor) -> bool:
+    with torch.no_grad():
+        logits = network(features)
+    return bool((logits != logits[:1]).any())
+
+
+def _check_repeatable(network: nn.Module, example: Tensor) -> None:
+    """The forward pass draws nothing, whatever it is given."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         before = torch.get_rng_state()
-        network(features)
-        with contextlib.suppress(Exception):
-            network(-features)
+        for kind in synthetic(example.shape[1:], RECORDS):
+            with contextlib.suppress(Exception):
+                network(example + kind)
         drawn = not torch.equal(before, torch.get_rng_state())
     if drawn:
         raise _refusal(
@@ -72,17 +97,16 @@ def _check_repeatable(network: nn.Module, features: Tensor) -> None:
         )
 
 
-def _check_gradients(network: nn.Module, features: Tensor) -> None:
+def _check_gradients(network: nn.Module, gradients: ClippedSum, features: Tensor) -> None:
     """Ours, of each record alone and of all together, are autograd's."""
     labels = torch.zeros(RECORDS, dtype=torch.long)
-    gradients = ClippedSum(network, batch=RECORDS)
     ours = [gradients(features, labels, NO_CLIP, torch.tensor([i])) for i in range(RECORDS)]
     ours.append(gradients(features, labels, NO_CLIP))
     expected = [_by_autograd(network, features[i : i + 1]) for i in range(RECORDS)]
     expected.append(torch.stack(expected).sum(0))
     if not all(bool(torch.isfinite(gradient).all()) for gradient in (*ours, *expected)):
         raise _refusal(
-            "the network's gradient is not finite for records in [0, 1)",
+            "the network's gradient is not finite for records in [-1, 1)",
             "look for a division by zero, or for weights that are not finite",
         )
     for one, other in zip(ours, expected, strict=True):

@@ -351,7 +351,7 @@ def test_kernels_that_round_by_the_batchs_size_send_a_network_to_float64(
     # A fake: a hidden layer whose last bit depends on how many records there are.
     class Rounding(nn.Module):
         def forward(self, values: Tensor) -> Tensor:
-            return values * (1 + 2e-7 * (len(values) > 8))
+            return values * (1 + 2e-7 * (len(values) > SIZES[0]))
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32), Rounding(), nn.Linear(32, 16))
@@ -359,7 +359,7 @@ def test_kernels_that_round_by_the_batchs_size_send_a_network_to_float64(
     total = ClippedSum(model)
     total(*records, 1.0)
     assert total.precision == torch.float64
-    # Where memory allows batches of 8 only, there is nothing to tell them apart.
+    # Where memory allows the least size only, there is nothing to tell them apart.
     monkeypatch.setattr(invariance, "MAX_FLOATS", 1)
     total = ClippedSum(model)
     total(*records, 1.0)
@@ -394,7 +394,7 @@ def test_micro_batches_do_not_change_the_sum(
 ) -> None:
     features, labels = batch(name, records)
     whole = ClippedSum(network(name))(features, labels, 0.5)
-    monkeypatch.setattr(invariance, "MAX_FLOATS", 1)  # eight at a time
+    monkeypatch.setattr(invariance, "MAX_FLOATS", 1)  # the least size only
     # Each record's gradient has the same bits; only the order of float64 sums differs.
     assert relative(ClippedSum(network(name))(features, labels, 0.5), whole) < 1e-12
 
@@ -425,7 +425,7 @@ def test_micro_batches_cover_each_record_once_in_sizes_that_were_tried(
 @given(st.integers(1, 5000), ALLOWED)
 def test_padding_is_less_than_one_more_micro_batch(records: int, sizes: tuple[int, ...]) -> None:
     start, end, size = list(micro_batches(records, sizes))[-1]
-    assert size - (end - start) < (8 if size <= 64 else (end - start) / 4)
+    assert size - (end - start) < max(SIZES[0], (end - start) // 4)
 
 
 def test_no_records_need_no_micro_batch() -> None:
@@ -457,7 +457,7 @@ def test_values_held_at_once_are_bounded_whatever_the_batch_is(
     most = 400_000
     monkeypatch.setattr(invariance, "MAX_FLOATS", most)
     seen, floats = sizes_in_use(network("cnn"), batch("cnn", 600)[0], monkeypatch)
-    assert 8 < max(seen) < 512  # so the bound was met between the smallest and the greatest size
+    assert SIZES[0] < max(seen) < 512  # so the bound was met between the smallest and the greatest size
     assert max(seen) * floats <= most
 
 
@@ -466,4 +466,4 @@ def test_the_smallest_micro_batch_is_used_even_where_it_holds_more(
 ) -> None:
     monkeypatch.setattr(invariance, "MAX_FLOATS", 1)
     seen, _ = sizes_in_use(network("cnn"), batch("cnn", 20)[0], monkeypatch)
-    assert seen == {8}
+    assert seen == {SIZES[0]}

@@ -339,9 +339,9 @@ def test_training_that_fails_on_a_record_is_answered_as_if_there_were_none(
 
     everything = replace(PLAN, privacy=replace(PRIVACY, sampling_rate=1.0))
     request = ask(plan=everything.digest).sign(COORDINATOR)
-    monkeypatch.setattr(engine.ClippedSum, "__call__", touchy)
     client = make_client(tmp_path / "some", plan=everything)
     nobody = make_client(tmp_path / "none", plan=everything)
+    monkeypatch.setattr(engine.ClippedSum, "__call__", touchy)
     np.save(nobody.home.rows, np.zeros(0, np.int64))
     answer = client.answer(request, model())
     assert kinds(client.home) == "aid"

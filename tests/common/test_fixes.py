@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from client.training.trainable import check_trainable
+from common.errors import PlanError
 from common.models.fixes import instead_of, without_batch_norm
 
 
@@ -54,3 +55,17 @@ def test_a_network_without_one_stays_what_it_is() -> None:
 )
 def test_advice_names_the_replacement(norm: nn.Module, words: str) -> None:
     assert words in instead_of(norm)  # type: ignore[arg-type]
+
+
+def test_a_norm_with_two_names_is_replaced_under_both() -> None:
+    norm = nn.BatchNorm2d(8)
+    fixed = without_batch_norm(nn.Sequential(nn.Conv2d(1, 8, 1), norm, nn.Conv2d(8, 8, 1), norm))
+    assert isinstance(fixed[1], nn.GroupNorm)  # type: ignore[index]
+    assert fixed[1] is fixed[3]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("norm", [nn.LazyBatchNorm1d(), nn.BatchNorm1d(1)])
+def test_a_norm_that_no_group_norm_can_stand_in_for_is_refused(norm: nn.Module) -> None:
+    with pytest.raises(PlanError, match="no group norm") as caught:
+        without_batch_norm(nn.Sequential(nn.Linear(4, 1), norm))
+    assert caught.value.hint
