@@ -457,7 +457,7 @@ def test_values_held_at_once_are_bounded_whatever_the_batch_is(
     most = 400_000
     monkeypatch.setattr(invariance, "MAX_FLOATS", most)
     seen, floats = sizes_in_use(network("cnn"), batch("cnn", 600)[0], monkeypatch)
-    assert SIZES[0] < max(seen) < 512  # so the bound was met between the smallest and the greatest size
+    assert SIZES[0] < max(seen) < 512  # the bound was met between least and greatest
     assert max(seen) * floats <= most
 
 
