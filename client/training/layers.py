@@ -20,8 +20,8 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 from client.training.parts import Outer, Part, Picked, Rows
 
 # Up to so many input channels, a convolution is a product of its patches, which its weight gradient
-# needs anyway; above, the library's convolution is faster (measured: 2.2 times slower at 1 channel,
-# a fifth faster at 32).
+# needs anyway; above, the library's convolution is faster. Measured on 64 records of 3 x 3 kernels:
+# 8.2 ms by the library and 0.6 by patches at 1 channel, 5.1 and 7.0 at 32.
 MOST_PATCHED_CHANNELS = 4
 ALIGNMENT = 16  # values, of 4 or 8 bytes
 

@@ -2,7 +2,7 @@
 
 The rule: the network runs as its author wrote it; only the layers that hold parameters are watched.
 Where all of them are native layers, our own rules do their forward and backward passes
-((:mod:`client.training.layers`) and autograd the rest. Any other network goes through Opacus'
+(:mod:`client.training.layers`) and autograd the rest. Any other network goes through Opacus'
 hooks. Both work on a copy, whose parameters are slices of one flat vector, ``weights``.
 
 Source of the second: Yousefpour et al. 2021, Opacus (arXiv 2109.12298).

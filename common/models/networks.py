@@ -86,7 +86,7 @@ def parameters_of(network: nn.Module) -> Parameters:
     """Copies of a network's parameters, float32, by name, in the network's own order."""
     return {
         name: value.detach().numpy().astype(np.float32, copy=True)
-        for name, value in network.state_dict().items()
+        for name, value in network.named_parameters()
     }
 
 
@@ -96,7 +96,7 @@ def load_parameters(network: nn.Module, parameters: Mapping[str, NDArray[np.floa
     Raises:
         InputError: a name is missing or unknown, or an array is not float32 of the right shape.
     """
-    state = network.state_dict()
+    state = dict(network.named_parameters())  # not state_dict: opacus.layers rename theirs
     if set(parameters) != set(state):
         odd = sorted(set(parameters) ^ set(state))
         raise InputError(

@@ -180,12 +180,17 @@ def _check_parts(name: str, model: Model) -> None:
     parameters = dict(model.network.named_parameters())
     if not parameters:
         raise PlanError(f"the network of model {name!r} has no parameters to train")
-    for key, value in model.network.state_dict().items():
-        if key not in parameters or value.dtype != torch.float32:
-            raise PlanError(
-                f"{key} of model {name!r} is not a float32 parameter",
-                hint="train float32 parameters only; register a constant with persistent=False",
-            )
+    constants = [
+        f"{layer}.{key}".lstrip(".")
+        for layer, module in model.network.named_modules()
+        for key in module._buffers.keys() - module._non_persistent_buffers_set
+    ]
+    wrong = [key for key, value in parameters.items() if value.dtype != torch.float32]
+    if wrong or constants:
+        raise PlanError(
+            f"{(*wrong, *constants)[0]} of model {name!r} is not a float32 parameter",
+            hint="train float32 parameters only; register a constant with persistent=False",
+        )
 
 
 def _check_records(name: str, model: Model, schema: Schema) -> None:

@@ -369,3 +369,30 @@ def test_parameters_of_another_network_are_refused_and_change_nothing(
     with pytest.raises(InputError):
         load_parameters(network, {k: v for k, v in offered.items() if v is not None})
     assert not any(array.any() for array in parameters_of(network).values())
+
+
+def recurrent(schema: Schema) -> nn.Module:
+    from opacus.layers import DPLSTM
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = DPLSTM(8, 6, batch_first=True)
+            self.output = nn.Linear(6, len(schema.classes))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.output(self.lstm(images[:, 0])[0][:, -1])
+            return result
+
+    return Rows()
+
+
+def test_a_layer_of_opacus_whose_state_has_other_names_is_a_model_like_any_other() -> None:
+    schema = Schema(kind="image", shape=(1, 8, 8), classes=tuple("0123456789"))
+    model = build("mine", schema, seed=1, bindings={"mine": f"{__name__}:recurrent"})
+    names = [name for name, _ in model.network.named_parameters()]
+    parameters = parameters_of(model.network)
+    assert list(parameters) == names
+    load_parameters(model.network, {name: value + 1 for name, value in parameters.items()})
+    changed = parameters_of(model.network)
+    assert all((changed[name] == parameters[name] + 1).all() for name in names)
