@@ -20,9 +20,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from audit.ledgers import Spend
 from audit.plots import accuracy_plot, budget_plot
 from audit.recompute import Recomputed, recompute
-from audit.verify import Spend, Verdict, exposure
+from audit.verify import Verdict, exposure
 from common.canonical import CanonicalError, Json, parse_number
 from common.errors import TrustError
 from common.plan import Plan

@@ -55,6 +55,17 @@ def train(message: Message, context: Context) -> Message:
     return _reply(message, context, work)
 
 
+@app.query("close")
+def close(message: Message, context: Context) -> Message:
+    """Store the coordinator's last countersignature of this client's ledger."""
+
+    def work(client: Client) -> RecordDict:
+        closed = client.answer_closing(_envelope(message, "closing"))
+        return RecordDict({"closed": ConfigRecord({"envelope": closed})})
+
+    return _reply(message, context, work)
+
+
 def _envelope(message: Message, name: str) -> bytes:
     value = message.content.config_records[name]["envelope"]
     if not isinstance(value, bytes):

@@ -50,7 +50,7 @@ def approve(home: Home, envelope: bytes) -> Plan:
             return plan
         _check_left(home, plan, ledger.spent())
         durable.replace(home.plans / f"{plan.digest}.json", envelope)
-        body = {**bound, "terms": public_terms(home.policy)}
+        body = {**bound, "terms": public_terms(home.policy), "policy": "0" * 64, "data": "0" * 64}
         ledger.append(home.federation, Kind.APPROVAL, body)
     return plan
 
@@ -84,6 +84,9 @@ def public_terms(policy: Policy) -> Json:
         "order": policy.budget.order,
         "spare_rounds": policy.spare_rounds,
         "simulated": policy.simulated,
+        "least_noise_multiplier": number(policy.least_noise_multiplier),
+        "greatest_sampling_rate": number(policy.greatest_sampling_rate),
+        "most_rounds": policy.most_rounds,
     }
 
 

@@ -2,9 +2,9 @@
 
 The rule: everything is checked before anything is reserved, and what the server says about itself
 counts for nothing. A request is served only if the coordinator signed it, the owner approved its
-plan, it brings the model that it names, it is newer than anything served before, the owner's floors
-hold, and the remaining budget covers it. This module is pure: it reads values and returns a
-verdict.
+plan, it brings the model that it names, it is newer than anything served before, the ledger here
+is the one that the coordinator last saw, the owner's floors hold, and the remaining budget covers
+it. This module is pure: it reads values and returns a verdict.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from common.canonical import Json, number
 from common.errors import PlanError, Refusal, TrustError
 from common.keys import PublicKey
-from common.ledger import Entry, Kind
+from common.ledger import Entry, Head, Kind, merkle
+from common.ledger.entry import spent_json
 from common.plan import Plan
 from common.policy import Policy
 from common.privacy.events import Event
@@ -57,6 +58,8 @@ def judge(
     arrays: Arrays,
     *,
     client: str,
+    pseudonym: str,
+    coordinator: PublicKey,
     plans: Mapping[str, Plan],
     shapes: Mapping[str, tuple[int, ...]],
     policy: Policy,
@@ -71,6 +74,8 @@ def judge(
         request: what the coordinator asks.
         arrays: the model that came along.
         client: the name that this client enrolled under.
+        pseudonym: what its ledger calls it in this federation.
+        coordinator: whose countersignature the request carries.
         plans: approved plans by digest.
         shapes: parameter shapes of the approved plan's model, by name.
         policy: the owner's terms, as they stand now.
@@ -95,6 +100,8 @@ def judge(
         raise Refusal("the model's values are not finite, or huge", code="wrong-model")
     if digest_arrays(arrays) != request.model:
         raise Refusal("the arrays are not those that were signed for", code="wrong-model")
+    seen = Head(coordinator.fingerprint, pseudonym, request.entries, request.root)
+    check_seen(chain, seen, request.signature, coordinator)
     if not 1 <= request.round <= plan.rounds:
         raise Refusal(f"round {request.round} is not in the plan", code="stale-round")
     try:
@@ -104,22 +111,50 @@ def judge(
     if noise == "simulated" and not policy.simulated:
         raise Refusal("repeatable noise on data that is not simulated", code="below-floor")
 
-    intent = intent_body(request, plan, noise)
     earlier = [entry for entry in chain if entry.kind is Kind.INTENT]
     for entry in earlier:
         if entry.body["request"] == request.digest:
-            return _retry(Admission(request, plan, intent), chain, entry)
+            return _retry(Admission(request, plan, entry.body), noise, chain, entry)
     _check_fresh(request, earlier)
     served = sum(entry.body["plan"] == request.plan for entry in earlier)
     if served >= plan.rounds + policy.spare_rounds:
         raise Refusal("the plan's rounds, spare ones included, are used", code="no-rounds-left")
     if not policy.budget.admits(spent, plan.privacy.event()):
         raise Refusal("the data set's budget does not cover this round", code="budget-exhausted")
-    return Admission(request, plan, intent)
+    order = policy.budget.order
+    return Admission(request, plan, intent_body(request, plan, noise, order, chain))
 
 
-def intent_body(request: RoundRequest, plan: Plan, noise: str) -> Json:
+def check_seen(chain: Sequence[Entry], seen: Head, signature: str, coordinator: PublicKey) -> None:
+    """Whether the coordinator countersigned a prefix of this very chain.
+
+    Raises:
+        Refusal: it did not sign, or it holds another history than the one that is here: this
+            ledger was restored from an older copy, or written anew.
+    """
+    if not seen.signed_by(coordinator, signature):
+        raise Refusal("the countersignature is not the coordinator's", code="bad-signature")
+    if seen.entries > len(chain):
+        raise Refusal(
+            f"the coordinator saw {seen.entries} entries of this ledger and {len(chain)} are here: "
+            "it was restored from an older copy, which forgets what was spent",
+            hint="restore the ledger as it was last written; without it, enrol again",
+            code="ledger-rolled-back",
+        )
+    if merkle.root(entry.leaf for entry in chain[: seen.entries]).hex() != seen.root:
+        raise Refusal(
+            f"the first {seen.entries} entries of this ledger are not those that the coordinator "
+            "saw: there are two histories",
+            hint="restore the ledger as it was last written; without it, enrol again",
+            code="ledger-forked",
+        )
+
+
+def intent_body(
+    request: RoundRequest, plan: Plan, noise: str, order: int, chain: Sequence[Entry]
+) -> Json:
     """What is recorded before noise is drawn: all that its cost depends on, and what it answers."""
+    event = plan.privacy.event()
     return {
         "plan": request.plan,
         "run": request.run,
@@ -127,10 +162,12 @@ def intent_body(request: RoundRequest, plan: Plan, noise: str) -> Json:
         "round": request.round,
         "request": request.digest,
         "model": request.model,
-        "event": plan.privacy.event().json(),
+        "event": event.json(),
         "clipping_norm": number(plan.privacy.clipping_norm),
         "divisor": number(plan.privacy.divisor),
         "noise": noise,
+        "spent": spent_json(chain, order, event),
+        "countersigned": {"entries": request.entries, "signature": request.signature},
     }
 
 
@@ -143,12 +180,12 @@ def is_approved(chain: Sequence[Entry], bound: Json) -> bool:
     )
 
 
-def _retry(admission: Admission, chain: Sequence[Entry], intent: Entry) -> Admission:
+def _retry(admission: Admission, noise: str, chain: Sequence[Entry], intent: Entry) -> Admission:
     """The same request again: the same answer, at no further cost, or none."""
     for entry in chain:
         if entry.kind is Kind.DISCLOSURE and entry.body["intent"] == intent.seq:
             return replace(admission, answered=entry)
-    if intent.body["noise"] == admission.intent["noise"] == "simulated":
+    if intent.body["noise"] == noise == "simulated":
         return replace(admission, begun=intent)
     # Killed between intent and disclosure. Fresh noise under an old entry would let the same budget
     # buy two answers, so the round is lost and stays charged.

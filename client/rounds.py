@@ -13,22 +13,26 @@ from functools import lru_cache
 from pathlib import Path
 
 from client.approval import approved_plans, what_is_bound
-from client.guard import Admission, judge, read_request
+from client.guard import Admission, check_seen, judge, read_request
 from client.home import Home, version_of
 from client.records import TrainingSet, engine_of, network_of, records_for_round
 from common import durable
-from common.errors import Refusal
+from common.errors import Refusal, TrustError
 from common.keys import Identity
-from common.ledger import Entry, Kind, Ledger
+from common.ledger import Entry, Head, Kind, Ledger, merkle
+from common.ledger.entry import spent_json
 from common.plan import Plan
 from common.privacy.noise import CRYPTOGRAPHIC, SIMULATED, Stream
 from common.wire import (
     Arrays,
+    Closed,
+    Closing,
     Hello,
     Receipt,
     RollCall,
     RoundRequest,
     digest_arrays,
+    head_in,
     pack_arrays,
     unpack_arrays,
 )
@@ -81,6 +85,35 @@ class Client:
         update = self._train(admission, arrays)
         return self._disclose(admission.request, intent, update)
 
+    def answer_closing(self, envelope: bytes) -> bytes:
+        """Store the coordinator's countersignature of a run's end, once, and say so.
+
+        Raises:
+            Refusal: the coordinator saw another history than the one that is here.
+        """
+        closing = _closing(envelope, self.home)
+        federation = self.home.federation
+        with self._ledger.locked():
+            chain = self._ledger.chain(federation)
+            seen = head_in(closing, federation, self.identity.pseudonym)
+            check_seen(chain, seen, closing.signature, self.home.coordinator)
+            if all(_countersigned(entry) < closing.entries for entry in chain):
+                body = {
+                    "countersigned": {"entries": closing.entries, "signature": closing.signature},
+                    "spent": spent_json(chain, self.home.terms().budget.order),
+                }
+                self._ledger.append(federation, Kind.COUNTERSIGNATURE, body)
+        head, proof = self._head(closing.entries)
+        closed = Closed(
+            client=self.home.client,
+            run=closing.run,
+            entries=head.entries,
+            root=head.root,
+            signature=head.sign(self.identity.key),
+            consistency=proof,
+        )
+        return closed.sign(self.identity.key)
+
     # -- the steps -----------------------------------------------------------------------------
 
     def _judge(self, request: RoundRequest, arrays: Arrays) -> Admission:
@@ -89,6 +122,8 @@ class Client:
             request,
             arrays,
             client=self.home.client,
+            pseudonym=self.identity.pseudonym,
+            coordinator=self.home.coordinator,
             plans=self._plans,
             shapes=self._shapes(plan) if plan else {},
             policy=self.home.terms(),
@@ -121,11 +156,13 @@ class Client:
         file = self._outbox_file(request)
         with self._ledger.locked():
             # Another process of this client may have finished the same seeded round meanwhile.
-            for entry in self._ledger.chain(self.home.federation):
+            chain = self._ledger.chain(self.home.federation)
+            for entry in chain:
                 if entry.kind is Kind.DISCLOSURE and entry.body["intent"] == intent.seq:
                     return self._again(request, entry)
             durable.replace(file, pack_arrays(update), mode=0o600)
-            body = {"intent": intent.seq, "update": digest_arrays(update)}
+            spent = spent_json(chain, intent.body["spent"]["order"])
+            body = {"intent": intent.seq, "update": digest_arrays(update), "spent": spent}
             self._ledger.append(self.home.federation, Kind.DISCLOSURE, body)
         for older in self.home.outbox.iterdir():
             if older != file:
@@ -144,7 +181,7 @@ class Client:
         return self._sign(request, chain[disclosure.body["intent"]], update)
 
     def _sign(self, request: RoundRequest, intent: Entry, update: Arrays) -> Answer:
-        chain = self._ledger.chain(self.home.federation)
+        head, proof = self._head(request.entries)
         receipt = Receipt(
             client=self.home.client,
             plan=request.plan,
@@ -152,10 +189,19 @@ class Client:
             request=request.digest,
             intent=intent.digest,
             update=digest_arrays(update),
-            head=chain[-1].digest,
-            entries=len(chain),
+            entries=head.entries,
+            root=head.root,
+            signature=head.sign(self.identity.key),
+            consistency=proof,
         )
         return Answer(update, receipt.sign(self.identity.key))
+
+    def _head(self, before: int) -> tuple[Head, tuple[str, ...]]:
+        """This ledger's head, and the proof that its first ``before`` entries are a prefix."""
+        chain = self._ledger.chain(self.home.federation)
+        proof = merkle.consistency_proof([entry.leaf for entry in chain], before)
+        head = Head.of(self.home.federation, self.identity.pseudonym, chain)
+        return head, tuple(hash_.hex() for hash_ in proof)
 
     # -- what is kept --------------------------------------------------------------------------
 
@@ -184,6 +230,22 @@ class Client:
             for file in self.home.outbox.iterdir():
                 if file.name not in kept:
                     file.unlink(missing_ok=True)
+
+
+def _closing(envelope: bytes, home: Home) -> Closing:
+    try:
+        closing = Closing.verify(envelope, home.coordinator)
+    except TrustError as error:
+        raise Refusal(str(error), code="malformed") from error
+    if closing.client != home.client:
+        raise Refusal("the closing is for another client", code="wrong-client")
+    return closing
+
+
+def _countersigned(entry: Entry) -> int:
+    """How many entries the coordinator had vouched for when this one was written."""
+    seen = entry.body.get("countersigned")
+    return int(seen["entries"]) if seen else 0
 
 
 def open_client(path: Path) -> Client:

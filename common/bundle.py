@@ -9,6 +9,7 @@ fingerprints.
     plan.dsse.json          the plan, signed by the coordinator
     statement.dsse.json     the privacy statement, signed by coordinator and approver
     ledgers/PSEUDONYM.jsonl one client's entries for this federation, one canonical line each
+    heads/PSEUDONYM.note    how far the coordinator saw that ledger: a note that both signed
 """
 
 from __future__ import annotations
@@ -24,13 +25,9 @@ from common.errors import InputError, TrustError
 from common.keys import PublicKey
 from common.ledger.entry import Entry, verify_chain
 
-SCHEMA_VERSION = 1
-MANIFEST, PLAN, STATEMENT, LEDGERS = (
-    "bundle.json",
-    "plan.dsse.json",
-    "statement.dsse.json",
-    "ledgers",
-)
+SCHEMA_VERSION = 2
+MANIFEST, PLAN, STATEMENT = "bundle.json", "plan.dsse.json", "statement.dsse.json"
+LEDGERS, HEADS = "ledgers", "heads"
 SIGNERS = ("coordinator", "approver")
 MAX_FILE_BYTES = 64 * 2**20
 _PSEUDONYM = re.compile(r"[0-9a-f]{32}")
@@ -47,6 +44,7 @@ class Bundle:
         signers: role to public key, as the bundle claims.
         clients: pseudonym to public key, as the bundle claims.
         ledgers: pseudonym to entries, oldest first.
+        heads: pseudonym to signed note, for every client that the coordinator had a receipt of.
     """
 
     plan: bytes
@@ -54,15 +52,19 @@ class Bundle:
     signers: Mapping[str, PublicKey]
     clients: Mapping[str, PublicKey]
     ledgers: Mapping[str, Sequence[Entry]]
+    heads: Mapping[str, bytes]
 
     def write(self, path: Path) -> None:
         """Write all files, the manifest last: a directory without one is not a bundle."""
         files = {PLAN: self.plan, STATEMENT: self.statement}
         for pseudonym, entries in self.ledgers.items():
-            lines = b"".join(encode(entry.json()) + b"\n" for entry in entries)
+            lines = b"".join(entry.line + b"\n" for entry in entries)
             files[f"{LEDGERS}/{pseudonym}.jsonl"] = lines
+        for pseudonym, note in self.heads.items():
+            files[f"{HEADS}/{pseudonym}.note"] = note
         with durable.disk_errors(path):
-            (path / LEDGERS).mkdir(parents=True, exist_ok=True)
+            for directory in (LEDGERS, HEADS):
+                (path / directory).mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             durable.replace(path / name, data)
         manifest = {
@@ -96,9 +98,11 @@ class Bundle:
         except (CanonicalError, TrustError) as error:
             raise TrustError(f"{MANIFEST}: {error}") from error
         expected = {PLAN, STATEMENT, *(f"{LEDGERS}/{name}.jsonl" for name in clients)}
-        if set(files) != expected or set(signers) != set(SIGNERS):
+        notes = {name: f"{HEADS}/{name}.note" for name in clients}
+        notes = {name: file for name, file in notes.items() if file in files}
+        if set(files) != expected | set(notes.values()) or set(signers) != set(SIGNERS):
             raise TrustError(f"{MANIFEST} lists other files or signers than a bundle has")
-        _no_strangers(path, expected | {MANIFEST})
+        _no_strangers(path, set(files) | {MANIFEST})
         contents = {name: _read(path, name) for name in sorted(files)}
         # Ledgers first: a chain can name the entry that is wrong, a file's digest cannot.
         ledgers = {
@@ -108,7 +112,8 @@ class Bundle:
         for name, data in contents.items():
             if digest(data) != files[name]:
                 raise TrustError(f"{name} is not the file that the manifest lists")
-        return cls(contents[PLAN], contents[STATEMENT], signers, clients, ledgers)
+        heads = {name: contents[file] for name, file in notes.items()}
+        return cls(contents[PLAN], contents[STATEMENT], signers, clients, ledgers, heads)
 
 
 @dataclass(frozen=True)
@@ -189,10 +194,11 @@ def _files(manifest: Json) -> dict[str, str]:
 
 
 def _no_strangers(path: Path, expected: set[str]) -> None:
-    if (path / LEDGERS).is_symlink():
-        raise TrustError(f"{LEDGERS} is a link, not a directory")
+    for directory in (LEDGERS, HEADS):
+        if (path / directory).is_symlink():
+            raise TrustError(f"{directory} is a link, not a directory")
     present = {item.relative_to(path).as_posix() for item in path.rglob("*")}
-    if strangers := sorted(present - expected - {LEDGERS}):
+    if strangers := sorted(present - expected - {LEDGERS, HEADS}):
         raise TrustError(f"{strangers[0]} is not listed in {MANIFEST}")
 
 

@@ -110,7 +110,7 @@ class Refusal(TrustError):
 
     Codes: ``malformed``, ``bad-signature``, ``wrong-client``, ``not-approved``, ``wrong-model``,
     ``below-floor``, ``stale-round``, ``forfeited``, ``no-rounds-left``, ``budget-exhausted``,
-    ``ledger-unusable``.
+    ``ledger-unusable``, ``ledger-rolled-back``, ``ledger-forked``.
     """
 
     code = "refused"

@@ -21,9 +21,19 @@ from numpy.typing import NDArray
 from common.canonical import CanonicalError, Json, decode, digest, encode
 from common.errors import TrustError
 from common.keys import PublicKey, SigningKey
-from common.statement import HELLO_TYPE, RECEIPT_TYPE, REQUEST_TYPE, ROLL_CALL_TYPE, Envelope
+from common.ledger import merkle
+from common.ledger.head import Head
+from common.statement import (
+    CLOSED_TYPE,
+    CLOSING_TYPE,
+    HELLO_TYPE,
+    RECEIPT_TYPE,
+    REQUEST_TYPE,
+    ROLL_CALL_TYPE,
+    Envelope,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_ENVELOPE_BYTES = 16 * 1024
 MAX_DIMENSIONS = 32
 # The one header that numpy writes for such an array. numpy's own reader evaluates it as Python,
@@ -34,6 +44,8 @@ _NPY_HEADER = re.compile(
     re.DOTALL,
 )
 _HEX = re.compile(r"[0-9a-f]{32,64}")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_HEX128 = re.compile(r"[0-9a-f]{128}")
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -78,16 +90,28 @@ class _Document:
         if set(document) != set(fields):
             raise TrustError("signed, but with other fields", code="malformed")
         for name, field in fields.items():
-            value = document[name]
-            if field.type == "int":
-                good = type(value) is int and 0 <= value < 2**31
-            elif name == "client":
-                good = isinstance(value, str) and 0 < len(value) <= 64
-            else:
-                good = isinstance(value, str) and _HEX.fullmatch(value) is not None
-            if not good:
+            if not _is_good(name, field.type, document[name]):
                 raise TrustError(f"signed, but {name} is malformed", code="malformed")
-        return cls(**document)
+        values = {n: tuple(v) if isinstance(v, list) else v for n, v in document.items()}
+        return cls(**values)
+
+
+def _is_good(name: str, kind: str, value: object) -> bool:
+    """Whether a field of a signed document has the form of its name and type."""
+    if kind == "int":
+        return type(value) is int and 0 <= value < 2**31
+    if kind != "str":  # a proof
+        return (
+            isinstance(value, list)
+            and len(value) <= merkle.MAX_PROOF
+            and all(isinstance(item, str) and _HEX64.fullmatch(item) for item in value)
+        )
+    if not isinstance(value, str):
+        return False
+    if name == "client":
+        return 0 < len(value) <= 64
+    pattern = {"signature": _HEX128, "root": _HEX64}.get(name, _HEX)
+    return pattern.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
@@ -120,6 +144,8 @@ class RoundRequest(_Document):
         round: 1 … plan.rounds.
         model: :func:`digest_arrays` of the arrays sent along.
         nonce: random, stored by the server before it sends; tells a retry from a new request.
+        entries, root: the client's ledger head as the server last saw it; 0 entries at first.
+        signature: the server's countersignature of that :class:`~common.ledger.head.Head`.
     """
 
     TYPE = REQUEST_TYPE
@@ -130,6 +156,9 @@ class RoundRequest(_Document):
     round: int
     model: str
     nonce: str
+    entries: int
+    root: str
+    signature: str
 
     @property
     def digest(self) -> str:
@@ -145,8 +174,9 @@ class Receipt(_Document):
         request: :attr:`RoundRequest.digest`.
         intent: digest of the ledger entry that was fsynced before the noise was drawn.
         update: :func:`digest_arrays` of the update.
-        head: digest of the client's last entry in this federation.
-        entries: how many entries it has in this federation.
+        entries, root: the client's ledger head in this federation, this round included.
+        signature: the client's own, over that :class:`~common.ledger.head.Head`.
+        consistency: proof that the head in the request is a prefix of this one.
     """
 
     TYPE = RECEIPT_TYPE
@@ -156,8 +186,42 @@ class Receipt(_Document):
     request: str
     intent: str
     update: str
-    head: str
     entries: int
+    root: str
+    signature: str
+    consistency: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Closing(_Document):
+    """The server's last word to a client in a run: the head that it saw, countersigned."""
+
+    TYPE = CLOSING_TYPE
+    client: str
+    run: str
+    entries: int
+    root: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class Closed(_Document):
+    """The client has stored the server's last word; its own head with it, as in a receipt."""
+
+    TYPE = CLOSED_TYPE
+    client: str
+    run: str
+    entries: int
+    root: str
+    signature: str
+    consistency: tuple[str, ...]
+
+
+def head_in(
+    document: RoundRequest | Receipt | Closing | Closed, federation: str, pseudonym: str
+) -> Head:
+    """The ledger head that a document speaks of."""
+    return Head(federation, pseudonym, document.entries, document.root)
 
 
 def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -14,13 +14,15 @@ from datetime import UTC, datetime
 
 import torch
 
+from audit.ledgers import spend
 from audit.recompute import accountants, recompute
-from audit.verify import Verdict, check, exposure, spend
+from audit.verify import Verdict, check, exposure
 from common.bundle import Bundle, Trust
+from common.canonical import Json
 from common.errors import TrustError
 from common.inference import KnownAnswers
 from common.keys import SigningKey
-from common.ledger.entry import Entry
+from common.ledger import Entry, SignedHead
 from common.ledger.file import read_federation
 from common.models.networks import load_parameters
 from common.models.preprocess import ServingModel
@@ -29,6 +31,7 @@ from common.plan import Plan
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
 from common.wire import Arrays, pack_arrays
 from server.checkpoint import CheckpointStore
+from server.heads import note_of
 from server.home import COORDINATOR, ServerHome
 from server.release.export import to_onnx
 from server.release.release import Release, assemble, privacy_predicate, subjects
@@ -78,13 +81,15 @@ def publish_run(run: Run) -> Published:
 
     artifacts = _artifacts(home, checkpoint.model)
     chains = _chains(run, home)
-    proposal = _propose(home, artifacts, chains, version, checkpoint.round, coordinator)
+    heads = _heads(home, checkpoint.heads, coordinator)
+    proposal = _propose(home, artifacts, chains, heads, version, checkpoint.round, coordinator)
     bundle = Bundle(
         plan=run.plan_envelope.read_bytes(),
         statement=proposal.encode(),
         signers={COORDINATOR: coordinator.public, APPROVER: approver.public},
         clients={member.pseudonym: member.key for member in home.members.values()},
         ledgers=chains,
+        heads={name: note.encode() for name, note in heads.items()},
     )
     trust = Trust(
         signers={role: key.fingerprint for role, key in bundle.signers.items()},
@@ -131,10 +136,19 @@ def _chains(run: Run, home: ServerHome) -> dict[str, list[Entry]]:
     }
 
 
+def _heads(
+    home: ServerHome, heads: Mapping[str, Json], coordinator: SigningKey
+) -> dict[str, SignedHead]:
+    """How far the coordinator saw each client's ledger, by pseudonym, with both signatures."""
+    notes = {m.pseudonym: note_of(m, coordinator, heads) for m in home.members.values()}
+    return {name: note for name, note in notes.items() if note is not None}
+
+
 def _propose(
     home: ServerHome,
     artifacts: _Artifacts,
     chains: Mapping[str, list[Entry]],
+    heads: Mapping[str, SignedHead],
     version: int,
     rounds: int,
     coordinator: SigningKey,
@@ -159,7 +173,14 @@ def _propose(
         },
         simulated=True,
         rounds=rounds,
-        ledgers={name: (chain[-1].digest, len(chain)) for name, chain in chains.items()},
+        ledgers={
+            name: (
+                chain[-1].digest,
+                len(chain),
+                heads[name].head.entries if name in heads else 0,
+            )
+            for name, chain in chains.items()
+        },
         clients=len(chains),
     )
     statement = privacy_statement(subjects(artifacts.weights, artifacts.model), predicate)

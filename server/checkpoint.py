@@ -17,7 +17,7 @@ from common.canonical import CanonicalError, Json, decode, digest, encode
 from common.errors import TrustError
 from common.wire import Arrays, pack_arrays, unpack_arrays
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEEP = 3  # checkpoints; older ones are deleted
 
 
@@ -30,7 +30,9 @@ class Checkpoint:
         round: 0 before the first.
         model: float32 arrays by name.
         changed: how many rounds changed the model.
-        heads: each client's last receipt: ``{name: {"head": digest, "entries": n}}``.
+        heads: each client's ledger as it was last seen, by name: entries, root, and the client's
+            signature of that :class:`~common.ledger.head.Head`.
+        closed: whether the clients were told that the run is over.
     """
 
     run: str
@@ -39,6 +41,7 @@ class Checkpoint:
     model: Arrays
     changed: int = 0
     heads: Mapping[str, Json] = field(default_factory=dict)
+    closed: bool = False
 
 
 class CheckpointStore:
@@ -59,6 +62,7 @@ class CheckpointStore:
             "changed": checkpoint.changed,
             "model": digest(data),
             "heads": dict(checkpoint.heads),
+            "closed": checkpoint.closed,
         }
         name = f"round-{checkpoint.round:06d}"
         durable.replace(self.path / f"{name}.safetensors", data)
@@ -147,4 +151,5 @@ class CheckpointStore:
             model=unpack_arrays(data),
             changed=document["changed"],
             heads=document["heads"],
+            closed=document["closed"],
         )

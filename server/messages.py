@@ -29,15 +29,22 @@ class Reply:
 
 def roll_call(envelope: bytes, nodes: Iterable[int], group: str) -> list[Message]:
     """One query for each node."""
-    return [
-        Message(
-            RecordDict({"roll-call": ConfigRecord({"envelope": envelope})}),
-            dst_node_id=node,
-            message_type=MessageType.QUERY,
-            group_id=group,
-        )
-        for node in nodes
-    ]
+    return [_query("roll-call", envelope, node, MessageType.QUERY, group) for node in nodes]
+
+
+def closings(envelopes: Iterable[tuple[int, bytes]], group: str) -> list[Message]:
+    """One last word for each (node, signed closing)."""
+    kind = f"{MessageType.QUERY}.close"
+    return [_query("closing", envelope, node, kind, group) for node, envelope in envelopes]
+
+
+def _query(name: str, envelope: bytes, node: int, kind: str, group: str) -> Message:
+    return Message(
+        RecordDict({name: ConfigRecord({"envelope": envelope})}),
+        dst_node_id=node,
+        message_type=kind,
+        group_id=group,
+    )
 
 
 def round_requests(
@@ -66,6 +73,11 @@ def round_requests(
 def read_hello(message: Message) -> bytes:
     """The signed hello in an answer to a roll call; :class:`Rejected` if there is none."""
     return _envelope(message, "hello")
+
+
+def read_closed(message: Message) -> bytes:
+    """The signed answer to a closing; :class:`Rejected` if there is none."""
+    return _envelope(message, "closed")
 
 
 def read_reply(message: Message, limit: int) -> Reply:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -21,17 +20,17 @@ from flwr.serverapp import Grid
 
 from common import durable
 from common.canonical import Json
-from common.errors import BudgetError, NetworkError, TrustError
-from common.statement import Envelope
-from common.wire import Arrays, Hello, RollCall, RoundRequest, digest_arrays
+from common.errors import BudgetError, NetworkError
+from common.ledger import Head
+from common.wire import Arrays, RoundRequest, digest_arrays
 from server.aggregation.mean import ExactMean
 from server.aggregation.strategy import next_model, strategy_for
 from server.aggregation.validate import Expected, Rejected, check_reply
 from server.checkpoint import Checkpoint, CheckpointStore
+from server.heads import close, head_json, seen_of
 from server.home import ServerHome
-from server.messages import read_hello, read_reply, roll_call, round_requests
-
-POLL_SECONDS = 0.05
+from server.messages import read_reply, round_requests
+from server.nodes import Nodes
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,9 @@ class RoundLoop:
         progress: Callable[[int, int, int], None] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
-        self._home, self._grid, self._plan = home, grid, home.plan
-        self._key = home.signing_key()
+        self._home, self._plan, self._key = home, home.plan, home.signing_key()
+        self._nodes = Nodes(home, grid, self._key, progress)
         self._score = score
-        self._progress = progress or (lambda *_: None)
         self._on_round = on_round or (lambda _: None)
         self._strategy = strategy_for(self._plan.optimizer)
         self._shapes = {name: array.shape for name, array in initial.items()}
@@ -89,7 +87,6 @@ class RoundLoop:
         self._store = CheckpointStore(home.checkpoints, home.run, self._plan.digest)
         latest = self._store.latest()
         self._state = latest or Checkpoint(home.run, self._plan.digest, 0, initial)
-        self._codes: Counter[str] = Counter()
 
     def run(self) -> Arrays:
         """All remaining rounds; the final model.
@@ -102,10 +99,15 @@ class RoundLoop:
         self._trim_metrics()
         remaining = range(self._state.round + 1, self._plan.rounds + 1)
         # A run that was killed after its last round needs nobody to be there.
-        nodes = self._roll_call() if remaining else {}
+        nodes = self._nodes.wait_for_quorum() if remaining else {}
         for round_ in remaining:
             self._round(round_, incarnation, nodes, under_way)
             under_way = {}
+        if self._state.heads and not self._state.closed:
+            present = nodes or self._nodes.who_is_there()
+            heads = close(self._home, self._key, self._nodes, present, self._state.heads)
+            self._state = replace(self._state, heads=heads, closed=True)
+            self._store.save(self._state)
         if self._state.changed == 0:
             raise self._nothing_changed()
         return self._state.model
@@ -125,14 +127,15 @@ class RoundLoop:
         self._store.begin_round(
             incarnation, round_, {client: request.nonce for client, request in requests.items()}
         )
-        mean, heads, dropped = ExactMean(self._shapes), dict(self._state.heads), dict[str, str]()
+        mean, dropped = ExactMean(self._shapes), dict[str, str]()
+        heads = dict(self._state.heads)
         by_node = {nodes[client]: client for client in cohort}
         messages = round_requests(
             self._state.model,
             [(nodes[client], request.sign(self._key)) for client, request in requests.items()],
             f"round-{round_}",
         )
-        for message in self._exchange(messages, round_):
+        for message in self._nodes.exchange(messages, round_):
             client = by_node.pop(message.metadata.src_node_id, None)
             if client is None:
                 continue  # a duplicate, or nobody who was asked
@@ -150,14 +153,14 @@ class RoundLoop:
         expected = Expected(
             client=client,
             key=self._home.members[client].key,
+            seen=self._seen(client),
             request=request,
             shapes=self._shapes,
             bound=self._plan.optimizer.update_bound,
-            entries=int(self._state.heads.get(client, {}).get("entries", 0)),
         )
         receipt = check_reply(expected, reply.update, reply.receipt)
         mean.add(reply.update)
-        return {"head": receipt.head, "entries": receipt.entries}
+        return head_json(receipt)
 
     def _finish(
         self,
@@ -172,7 +175,7 @@ class RoundLoop:
         model = self._state.model
         if changed:
             model = next_model(self._strategy, round_, model, mean.mean())
-        self._codes.update(dropped.values())
+        self._nodes.codes.update(dropped.values())
         self._state = replace(
             self._state,
             round=round_,
@@ -195,75 +198,16 @@ class RoundLoop:
         self._store.save(self._state)
         self._on_round(report)
 
-    # -- talking to nodes ----------------------------------------------------------------------
-
-    def _roll_call(self) -> dict[str, int]:
-        """Enrolled clients that are there, by name. Waits up to a round's deadline for a quorum."""
-        nonce = secrets.token_hex(16)
-        envelope = RollCall(self._home.run, nonce).sign(self._key)
-        found: dict[str, int] = {}
-        asked: set[int] = set()
-        deadline = time.monotonic() + self._plan.cohort.deadline
-        while True:
-            new = [node for node in self._grid.get_node_ids() if node not in asked]
-            asked.update(new)
-            for message in self._exchange(roll_call(envelope, new, "roll-call"), 0):
-                name = self._who(message, nonce)
-                if name is not None:
-                    found.setdefault(name, message.metadata.src_node_id)
-            if len(found) >= min(self._plan.cohort.clients, len(self._home.members)):
-                return found
-            if time.monotonic() > deadline:
-                break
-            time.sleep(POLL_SECONDS)
-        if len(found) < self._plan.cohort.quorum:
-            raise NetworkError(
-                f"{len(found)} enrolled clients answered; a round needs {self._plan.cohort.quorum}",
-                hint="start more clients, or look into their logs for why they refused",
-                code="too-few-clients",
-            )
-        return found
-
-    def _who(self, message: Message, nonce: str) -> str | None:
-        """The enrolled client that signed this hello, whatever it calls itself."""
-        try:
-            envelope = read_hello(message)
-        except Rejected as error:
-            self._codes[error.code] += 1
-            return None
-        try:
-            # The key id is a hint; the signature decides.
-            hints = {name for name, _ in Envelope.decode(envelope).signatures}
-            for member in self._home.members.values():
-                if member.key.fingerprint in hints:
-                    hello = Hello.verify(envelope, member.key)
-                    known = (hello.client, hello.nonce) == (member.name, nonce)
-                    return member.name if known else None
-        except TrustError as error:
-            self._codes[error.code] += 1
-        return None
-
-    def _exchange(self, messages: list[Message], round_: int) -> list[Message]:
-        """Send, and collect answers until all are here or the deadline has passed."""
-        waiting = set(self._grid.push_messages(messages)) if messages else set()
-        deadline = time.monotonic() + self._plan.cohort.deadline
-        answers: list[Message] = []
-        while waiting:
-            batch = list(self._grid.pull_messages(waiting))
-            answers += batch
-            waiting -= {message.metadata.reply_to_message_id for message in batch}
-            self._progress(round_, len(answers), len(messages))
-            if time.monotonic() > deadline:
-                break
-            if waiting and not batch:
-                time.sleep(POLL_SECONDS)
-        return answers
+    def _seen(self, client: str) -> Head:
+        federation = self._key.public.fingerprint
+        return seen_of(self._home.members[client], federation, self._state.heads)
 
     # -- choosing and naming -------------------------------------------------------------------
 
     def _request(
         self, client: str, round_: int, incarnation: int, nonce: str | None
     ) -> RoundRequest:
+        seen = self._seen(client)
         return RoundRequest(
             client=client,
             plan=self._plan.digest,
@@ -272,6 +216,9 @@ class RoundLoop:
             round=round_,
             model=digest_arrays(self._state.model),
             nonce=nonce or secrets.token_hex(16),
+            entries=seen.entries,
+            root=seen.root,
+            signature=seen.sign(self._key),
         )
 
     def _choose(self, round_: int, present: list[str]) -> list[str]:
@@ -294,9 +241,9 @@ class RoundLoop:
         durable.replace(self._home.metrics, b"".join(kept))
 
     def _nothing_changed(self) -> BudgetError | NetworkError:
-        codes = ", ".join(f"{code} x {count}" for code, count in self._codes.most_common())
+        codes = ", ".join(f"{code} x {count}" for code, count in self._nodes.codes.most_common())
         spent = {"refused-budget-exhausted", "refused-no-rounds-left"}
-        if self._codes and set(self._codes) <= spent:
+        if self._nodes.codes and set(self._nodes.codes) <= spent:
             return BudgetError(
                 "every client refused: its data set's budget is spent",
                 hint="the data owners decide whether there is more",

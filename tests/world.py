@@ -6,11 +6,12 @@ is a softmax over two columns: six parameters, so a round takes a millisecond.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from common import durable
 from common.data.binding import Binding
 from common.data.schema import Column, Schema
 from common.keys import Identity, KeyDirectory, SigningKey
+from common.ledger import Entry, Head, merkle
 from common.plan import Cohort, Optimizer, Plan, Privacy, Release
 from common.policy import Policy
 from common.privacy.filter import Budget
 from common.statement import PLAN_TYPE, Envelope
-from common.wire import Arrays, Receipt, RoundRequest, digest_arrays
+from common.wire import Arrays, Closed, Closing, Receipt, RoundRequest, digest_arrays
 from server.home import Member
 
 COORDINATOR = SigningKey.from_seed(b"\x01" * 32)
@@ -80,9 +82,14 @@ def signed(plan: Plan, key: SigningKey = COORDINATOR) -> bytes:
 
 
 def ask(
-    round_: int = 1, arrays: Arrays | None = None, *, nonce: int = 1, **changes: Any
+    round_: int = 1,
+    arrays: Arrays | None = None,
+    *,
+    nonce: int = 1,
+    key: SigningKey = COORDINATOR,
+    **changes: Any,
 ) -> RoundRequest:
-    """A request for one round of :data:`PLAN`."""
+    """A request for one round of :data:`PLAN`, from a coordinator that saw no ledger yet."""
     request = RoundRequest(
         client="clinic-a",
         plan=PLAN.digest,
@@ -91,8 +98,27 @@ def ask(
         round=round_,
         model=digest_arrays(model() if arrays is None else arrays),
         nonce=f"{nonce:032x}",
+        **seen(name=changes.get("client", "clinic-a"), key=key),
     )
     return replace(request, **changes)
+
+
+def secret_of(name: str) -> bytes:
+    """The secret of a client in these tests, so that its pseudonym is known to everybody here."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def who(name: str, coordinator: SigningKey = COORDINATOR) -> Identity:
+    """What a client is to a coordinator's federation."""
+    return Identity.derive(secret_of(name), coordinator.public.fingerprint)
+
+
+def seen(
+    chain: Sequence[Entry] = (), *, name: str = "clinic-a", key: SigningKey = COORDINATOR
+) -> dict[str, Any]:
+    """What a request says of a client's ledger, which the coordinator saw so far."""
+    head = Head.of(key.public.fingerprint, who(name, key).pseudonym, chain)
+    return {"entries": head.entries, "root": head.root, "signature": head.sign(key)}
 
 
 def write_rows(path: Path, rows: list[str]) -> Path:
@@ -124,6 +150,7 @@ def make_home(
         binding=Binding(source="csv", path=str(data)),
     )
     home.create()
+    (home.keys / name).write_bytes(secret_of(name))
     if plan is not None:
         approve(home, signed(plan, coordinator))
     return home
@@ -187,26 +214,46 @@ def flower_identity() -> None:
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 
 
+def leaves(count: int) -> list[bytes]:
+    """The leaf hashes of every fake client's ledger: a longer one continues a shorter one."""
+    return [hashlib.sha256(b"%d" % index).digest() for index in range(count)]
+
+
 @dataclass
 class FakeClient:
-    """An enrolled client without a ledger or data: it signs what a real one would.
+    """An enrolled client without data: it signs what a real one would, over leaves of its own.
 
     ``update`` for a round is a pattern of its name's; honest replies are checked against it.
     """
 
     name: str
-    entries: int = 1
+    leaves: list[bytes] = field(default_factory=lambda: leaves(1))
 
     @property
     def key(self) -> SigningKey:
         return SigningKey.from_seed(self.name.encode().ljust(32, b"."))
 
+    @property
+    def pseudonym(self) -> str:
+        return self.name.encode().hex().ljust(32, "0")
+
     def member(self) -> Member:
-        return Member(self.name, self.name.encode().hex().ljust(32, "0"), self.key.public)
+        return Member(self.name, self.pseudonym, self.key.public)
 
     def update(self, round_: int) -> Arrays:
         generator = np.random.default_rng([round_, *self.name.encode()])
         return {name: generator.normal(size=s).astype(np.float32) for name, s in SHAPES.items()}
+
+    def head(self, before: int) -> dict[str, Any]:
+        """Its head, signed, and the proof that the first ``before`` leaves are a prefix."""
+        head = Head(FEDERATION, self.pseudonym, len(self.leaves), merkle.root(self.leaves).hex())
+        before = min(before, len(self.leaves))
+        return {
+            "entries": head.entries,
+            "root": head.root,
+            "signature": head.sign(self.key),
+            "consistency": tuple(h.hex() for h in merkle.consistency_proof(self.leaves, before)),
+        }
 
     def receipt(self, request: RoundRequest, update: Arrays, /, **changes: Any) -> bytes:
         receipt = Receipt(
@@ -216,16 +263,20 @@ class FakeClient:
             request=request.digest,
             intent="1" * 64,
             update=digest_arrays(update),
-            head="2" * 64,
-            entries=self.entries,
+            **self.head(request.entries),
         )
         return replace(receipt, **changes).sign(self.key)
 
     def answer(self, request: RoundRequest) -> tuple[Arrays, bytes]:
-        """An honest update and its receipt."""
-        self.entries += 2
+        """An honest update and its receipt: an intent and a disclosure more."""
+        self.leaves = leaves(len(self.leaves) + 2)
         update = self.update(request.round)
         return update, self.receipt(request, update)
+
+    def close(self, closing: Closing) -> bytes:
+        """An honest answer to the run's last word."""
+        self.leaves = leaves(len(self.leaves) + 1)
+        return Closed(self.name, closing.run, **self.head(closing.entries)).sign(self.key)
 
 
 # -- an experiment file --------------------------------------------------------------------------

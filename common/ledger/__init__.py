@@ -2,5 +2,6 @@
 
 from common.ledger.entry import Entry, Kind, verify_chain
 from common.ledger.file import Ledger
+from common.ledger.head import Head, SignedHead
 
-__all__ = ["Entry", "Kind", "Ledger", "verify_chain"]
+__all__ = ["Entry", "Head", "Kind", "Ledger", "SignedHead", "verify_chain"]

@@ -7,7 +7,8 @@ no batch size, nothing that depends on a record. Numbers are strings that come b
 bits.
 
 What a chain cannot show by itself is that its end was cut off, or that its owner wrote all of it
-anew: that needs a head that somebody else kept (the release statement names one for each client).
+anew: that needs a head that somebody else keeps. The coordinator countersigns what it has seen
+(:mod:`common.ledger.head`), and the next entry stores that, so that each side holds the other.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 
-from common.canonical import CanonicalError, Json, digest, encode
+from common.canonical import CanonicalError, Json, digest, encode, number, parse_number
 from common.errors import TrustError
 from common.keys import Identity, PublicKey, b64
+from common.ledger.merkle import leaf_hash
+from common.privacy import accountant
 from common.privacy.events import Event
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GENESIS = "0" * 64
-_CONTEXT = b"privet/ledger-entry/v1\n"
+_CONTEXT = b"privet/ledger-entry/v2\n"
 _FIELDS = {"schema_version", "federation", "client", "seq", "prev", "time", "kind", "body"}
 _HEX64 = re.compile(r"[0-9a-f]{64}")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_HEX128 = re.compile(r"[0-9a-f]{128}")
 
 
 class Kind(StrEnum):
@@ -37,16 +43,19 @@ class Kind(StrEnum):
     APPROVAL = "approval"  # the owner agreed to a plan: its terms, the code, the columns
     INTENT = "intent"  # about to draw noise: spent from here on, whatever happens
     DISCLOSURE = "disclosure"  # these bytes left, under that intent
+    COUNTERSIGNATURE = "countersignature"  # the run is over; the coordinator vouches for its end
     RECOVERY = "recovery"  # a torn last line was found and set aside
 
 
 BODY_FIELDS: dict[Kind, frozenset[str]] = {
-    Kind.APPROVAL: frozenset({"plan", "terms", "code", "model", "features"}),
+    # ``policy`` and ``data`` are salted commitments: they can be opened, and say nothing closed.
+    Kind.APPROVAL: frozenset({"plan", "terms", "code", "model", "features", "policy", "data"}),
     Kind.INTENT: frozenset(
         {"plan", "run", "incarnation", "round", "request", "model", "event", "clipping_norm"}
-        | {"divisor", "noise"}
+        | {"divisor", "noise", "spent", "countersigned"}
     ),
-    Kind.DISCLOSURE: frozenset({"intent", "update"}),
+    Kind.DISCLOSURE: frozenset({"intent", "update", "spent"}),
+    Kind.COUNTERSIGNATURE: frozenset({"countersigned", "spent"}),
     Kind.RECOVERY: frozenset({"torn"}),
 }
 
@@ -92,11 +101,22 @@ class Entry:
         )
         _check_body(kind, body)
         signature = who.key.sign(_CONTEXT + encode(unsigned._signed_fields()))
-        return cls(**{**unsigned.__dict__, "signature": signature})
+        return replace(unsigned, signature=signature)
 
-    @property
+    @cached_property
+    def line(self) -> bytes:
+        """The entry's canonical bytes."""
+        return encode(self.json())
+
+    @cached_property
     def digest(self) -> str:
-        return digest(encode(self.json()))
+        """What the next entry names."""
+        return digest(self.line)
+
+    @cached_property
+    def leaf(self) -> bytes:
+        """Its hash in the Merkle tree over the chain."""
+        return leaf_hash(self.line)
 
     def signed_by(self, key: PublicKey) -> bool:
         return key.verify(self.signature, _CONTEXT + encode(self._signed_fields()))
@@ -123,6 +143,8 @@ class Entry:
                 raise TrustError(f"a ledger entry's {field} is not a short text")
         if not _HEX64.fullmatch(value["prev"]) or not _HEX64.fullmatch(value["federation"]):
             raise TrustError("a ledger entry's prev or federation is not a SHA-256")
+        if not _TIME.fullmatch(value["time"]):
+            raise TrustError("a ledger entry's time is not in UTC, to the second")
         try:
             kind = Kind(value["kind"])
             _check_body(kind, value["body"])
@@ -162,6 +184,15 @@ def events(entries: Iterable[Entry]) -> list[Event]:
     return [entry.event() for entry in entries if entry.kind is Kind.INTENT]
 
 
+def spent_json(entries: Iterable[Entry], order: int, *more: Event) -> Json:
+    """What a chain has spent so far, as its next entry states it: a Rényi cost at one order.
+
+    It counts this federation alone, so that a published chain says nothing about other work.
+    """
+    cost = accountant.rdp([*events(entries), *more], order)
+    return {"order": order, "cost": number(cost)}
+
+
 def verify_chain(entries: Sequence[Entry], key: PublicKey) -> None:
     """Check one federation's entries from the first on: order, links, signatures, references.
 
@@ -174,6 +205,8 @@ def verify_chain(entries: Sequence[Entry], key: PublicKey) -> None:
             raise TrustError(f"entry {position}: numbered {entry.seq}; one is missing or moved")
         if (entry.federation, entry.client) != (entries[0].federation, entries[0].client):
             raise TrustError(f"entry {position}: belongs to another client or federation")
+        if position and entry.time < entries[position - 1].time:
+            raise TrustError(f"entry {position}: is older than the entry before it")
         if entry.prev != expected_prev:
             raise TrustError(f"entry {position}: does not follow from the entry before it")
         if not entry.signed_by(key):
@@ -192,8 +225,26 @@ def _check_body(kind: Kind, body: object) -> None:
         raise CanonicalError(f"{kind.value}: other fields than {sorted(BODY_FIELDS[kind])}")
     if kind is Kind.INTENT:
         Event.from_json(body["event"])
-        for field in ("round", "incarnation"):
-            if type(body[field]) is not int or body[field] < 0:
-                raise CanonicalError(f"{kind.value}: {field} is not a count")
-    if kind is Kind.DISCLOSURE and type(body["intent"]) is not int:
-        raise CanonicalError(f"{kind.value}: intent is not a sequence number")
+    for field in {"round", "incarnation", "intent"} & set(body):
+        _check_count(kind, field, body[field])
+    if "spent" in body:
+        spent = _fields(kind, body, "spent", {"order", "cost"})
+        _check_count(kind, "order", spent["order"])
+        parse_number(spent["cost"])
+    if "countersigned" in body:
+        seen = _fields(kind, body, "countersigned", {"entries", "signature"})
+        _check_count(kind, "entries", seen["entries"])
+        if not isinstance(seen["signature"], str) or not _HEX128.fullmatch(seen["signature"]):
+            raise CanonicalError(f"{kind.value}: countersigned is not an Ed25519 signature")
+
+
+def _fields(kind: Kind, body: Json, name: str, expected: set[str]) -> Json:
+    value = body[name]
+    if not isinstance(value, dict) or set(value) != expected:
+        raise CanonicalError(f"{kind.value}: {name} has other fields than {sorted(expected)}")
+    return value
+
+
+def _check_count(kind: Kind, name: str, value: object) -> None:
+    if type(value) is not int or value < 0:
+        raise CanonicalError(f"{kind.value}: {name} is not a count")

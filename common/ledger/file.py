@@ -46,6 +46,7 @@ class Ledger:
         self._identities: dict[str, Identity] = {}
         self._chains: dict[str, list[Entry]] = {}
         self._link = GENESIS
+        self._time = ""
         self._stamp: tuple[int, int, int] | None = None  # of the file as it was last read
         with self.locked():
             pass
@@ -94,6 +95,10 @@ class Ledger:
         """One federation's entries, oldest first."""
         return tuple(self._chains.get(federation, ()))
 
+    def now(self) -> str:
+        """The present: the clock, or the last entry's time if the clock was set back behind it."""
+        return max(now(), self._time)
+
     def spent(self) -> list[Event]:
         """What was spent on this data set, across all federations."""
         return [event for chain in self._chains.values() for event in events(chain)]
@@ -110,7 +115,9 @@ class Ledger:
         self._check_unchanged()
         chain = self._chains.setdefault(federation, [])
         last = chain[-1] if chain else None
-        entry = Entry.sign(self.identity(federation), federation, last, kind, body, now())
+        # A clock that was set back must not make the past look like the present.
+        self._time = max(now(), self._time)
+        entry = Entry.sign(self.identity(federation), federation, last, kind, body, self._time)
         link = _next_link(self._link, entry)
         line = encode({"entry": entry.json(), "link": link}) + b"\n"
         durable.append(self.path, line)
@@ -130,7 +137,7 @@ class Ledger:
     # -- opening -------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        self._stamp, self._chains, self._link = None, {}, GENESIS
+        self._stamp, self._chains, self._link, self._time = None, {}, GENESIS, ""
         *lines, torn = self.path.read_bytes().split(b"\n")
         if _is_line(torn):  # only the end of the line is missing: what it records stays recorded
             durable.append(self.path, b"\n")
@@ -145,7 +152,7 @@ class Ledger:
             except (TrustError, CanonicalError) as error:
                 raise self._damaged(f"line {number}: {error}") from error
             self._chains.setdefault(entry.federation, []).append(entry)
-            self._link = link
+            self._link, self._time = link, max(entry.time, self._time)
         for federation, chain in self._chains.items():
             try:
                 verify_chain(chain, self.identity(federation).key.public)

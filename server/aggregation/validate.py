@@ -15,7 +15,8 @@ import numpy as np
 
 from common.errors import TrustError
 from common.keys import PublicKey
-from common.wire import Arrays, Receipt, RoundRequest, digest_arrays
+from common.ledger import Head, merkle
+from common.wire import Arrays, Closed, Receipt, RoundRequest, digest_arrays, head_in
 
 
 class Rejected(TrustError):
@@ -31,18 +32,18 @@ class Expected:
     Args:
         client: its enrolled name.
         key: its ledger key in this federation.
+        seen: its ledger's head as it was last seen, which the request carries.
         request: what was sent.
         shapes: the model's parameter shapes by name.
         bound: greatest absolute value of a coordinate.
-        entries: how many ledger entries its last receipt named; a smaller ledger was rolled back.
     """
 
     client: str
     key: PublicKey
+    seen: Head
     request: RoundRequest
     shapes: Mapping[str, tuple[int, ...]]
     bound: float
-    entries: int
 
 
 def check_reply(expected: Expected, update: Arrays, envelope: bytes) -> Receipt:
@@ -59,12 +60,29 @@ def check_reply(expected: Expected, update: Arrays, envelope: bytes) -> Receipt:
     answered = (receipt.client, receipt.plan, receipt.round, receipt.request)
     if answered != (expected.client, request.plan, request.round, request.digest):
         raise Rejected("the receipt answers another request", code="wrong-request")
-    if receipt.entries <= expected.entries:
-        raise Rejected("the client's ledger is shorter than it was", code="ledger-rolled-back")
+    check_head(receipt, expected.seen, expected.key)
     check_update(update, expected.shapes, expected.bound)
     if digest_arrays(update) != receipt.update:
         raise Rejected("the receipt is for other bytes", code="wrong-update")
     return receipt
+
+
+def check_head(document: Receipt | Closed, seen: Head, key: PublicKey) -> Head:
+    """The client's new head, once it continues the one that was last seen of it.
+
+    Raises:
+        Rejected: it is unsigned, does not go on, or is the head of another history.
+    """
+    head = head_in(document, seen.federation, seen.client)
+    if not head.signed_by(key, document.signature):
+        raise Rejected("the head of the ledger is not signed", code="bad-receipt")
+    if head.entries <= seen.entries:
+        raise Rejected("the client's ledger is shorter than it was", code="ledger-rolled-back")
+    roots = bytes.fromhex(seen.root), bytes.fromhex(head.root)
+    proof = [bytes.fromhex(hash_) for hash_ in document.consistency]
+    if not merkle.is_consistent(seen.entries, head.entries, *roots, proof):
+        raise Rejected("the client's ledger is not the one it was", code="ledger-forked")
+    return head
 
 
 def check_update(update: Arrays, shapes: Mapping[str, tuple[int, ...]], bound: float) -> None:

@@ -129,7 +129,7 @@ def privacy_predicate(
     noise: Collection[str],
     simulated: bool,
     rounds: int,
-    ledgers: Mapping[str, tuple[str, int]],
+    ledgers: Mapping[str, tuple[str, int, int]],
     clients: int | None = None,
     limits: Sequence[str] = LIMITS,
 ) -> Json:
@@ -144,7 +144,8 @@ def privacy_predicate(
         noise: kinds that the ledgers name, of ``NOISE_KINDS``.
         simulated: see :class:`Release`; must be true if any noise was.
         rounds: rounds that were completed, >= 0.
-        ledgers: pseudonym to (head of its ledger as hexadecimal, number of its entries).
+        ledgers: pseudonym to (head of its ledger as hexadecimal, number of its entries, how many of
+            them the coordinator countersigned).
         clients: how many took part; None for central trust, where nobody may learn it.
         limits: plain sentences: what this does not prove.
 
@@ -176,7 +177,8 @@ def privacy_predicate(
         "simulated": simulated,
         "rounds": rounds,
         "ledgers": {
-            name: {"head": head, "entries": entries} for name, (head, entries) in ledgers.items()
+            name: {"head": head, "entries": entries, "countersigned": seen}
+            for name, (head, entries, seen) in ledgers.items()
         },
         "limits": list(limits),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,9 +14,12 @@ from common.bundle import Bundle, Trust
 from common.canonical import digest, encode, number
 from common.data.schema import Schema
 from common.keys import Identity, SigningKey
-from common.ledger import Entry, Kind
+from common.ledger import Entry, Head, Kind, SignedHead
+from common.ledger.entry import spent_json
+from common.ledger.head import CLIENT, COORDINATOR
 from common.plan import Cohort, Optimizer, Plan, Privacy, Release
 from common.privacy.accountant import ORDERS
+from common.privacy.events import Event
 from common.statement import INTOTO_TYPE, PLAN_TYPE, Envelope, privacy_statement
 
 Json = dict[str, Any]
@@ -38,8 +41,11 @@ TERMS = {
     "budget": number(BUDGET),
     "delta": number(DELTA),
     "order": ORDER,
-    "spare_rounds": 0,
+    "spare_rounds": 1,
     "simulated": False,
+    "least_noise_multiplier": "0.0",
+    "greatest_sampling_rate": "1.0",
+    "most_rounds": 10,
 }
 TIME = "2026-01-01T00:00:00Z"
 
@@ -110,23 +116,50 @@ class World:
             "code": "d" * 64,
             "model": "softmax",
             "features": ["pixels"],
+            "policy": "a" * 64,
+            "data": "b" * 64,
         }
 
     def history(self, rounds: int = ROUNDS, **terms: Any) -> list[tuple[Kind, Json]]:
-        """Approval, then intent and disclosure for each round."""
+        """Approval, intent and disclosure for each round, and the coordinator's last word."""
         bodies: list[tuple[Kind, Json]] = [(Kind.APPROVAL, self.approval(**terms))]
         for i in range(1, rounds + 1):
             bodies.append((Kind.INTENT, self.intent(i)))
             bodies.append((Kind.DISCLOSURE, {"intent": len(bodies) - 1, "update": "9" * 64}))
-        return bodies
+        return [*bodies, (Kind.COUNTERSIGNATURE, {})]
 
     def chain(self, client: int, bodies: list[tuple[Kind, Json]]) -> list[Entry]:
         entries: list[Entry] = []
         for kind, body in bodies:
             last = entries[-1] if entries else None
+            body = {**self.filled(client, entries, kind, body), **body}
             entry = Entry.sign(self.identity(client), self.federation, last, kind, body, TIME)
             entries.append(entry)
         return entries
+
+    def filled(self, client: int, entries: list[Entry], kind: Kind, body: Json) -> Json:
+        """What an honest client adds: what it has spent, and what the coordinator has seen."""
+        if kind is Kind.APPROVAL:
+            return {}
+        more = [Event.from_json(body["event"])] if kind is Kind.INTENT else []
+        spent = {"spent": spent_json(entries, ORDER, *more)}
+        if kind is Kind.DISCLOSURE:
+            return spent
+        return {**spent, "countersigned": self.countersigned(client, entries)}
+
+    def head(self, client: int, entries: Sequence[Entry]) -> Head:
+        return Head.of(self.federation, self.identity(client).pseudonym, entries)
+
+    def countersigned(self, client: int, entries: Sequence[Entry]) -> Json:
+        signature = self.head(client, entries).sign(self.coordinator)
+        return {"entries": len(entries), "signature": signature}
+
+    def note(self, client: int, entries: Sequence[Entry]) -> bytes:
+        """The head of these entries, signed by client and coordinator."""
+        head, who = self.head(client, entries), self.identity(client).key
+        note = SignedHead.of(head).with_signature(CLIENT, who.public, head.sign(who))
+        key = self.coordinator
+        return note.with_signature(COORDINATOR, key.public, head.sign(key)).encode()
 
     def claims(self, ledgers: dict[str, list[Entry]]) -> Json:
         """What an honest coordinator states, in closed form."""
@@ -154,7 +187,11 @@ class World:
             "simulated": "simulated" in noise,
             "rounds": self.plan.rounds,
             "ledgers": {
-                name: {"head": chain[-1].digest, "entries": len(chain)}
+                name: {
+                    "head": chain[-1].digest,
+                    "entries": len(chain),
+                    "countersigned": len(chain),
+                }
                 for name, chain in ledgers.items()
             },
             "limits": ["It says nothing about accuracy."],
@@ -188,6 +225,10 @@ class World:
                 self.identity(i).pseudonym: self.identity(i).key.public for i in range(len(chains))
             },
             ledgers={**ledgers, first: chain(ledgers[first])},
+            heads={
+                self.identity(i).pseudonym: self.note(i, entries)
+                for i, entries in enumerate(chains)
+            },
         )
 
 

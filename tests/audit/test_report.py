@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from audit.ledgers import Spend
 from audit.recompute import Recomputed, accountants, recompute
 from audit.report import LIMITS, Meaning, bundle_json, render_bundle, render_run
-from audit.verify import Spend, Verdict
+from audit.verify import Verdict
 from common.canonical import number
 from common.data.schema import Schema
 from common.errors import TrustError
@@ -51,12 +52,15 @@ def client(name: str, rounds: int, *, noise: str = "cryptographic", order: int =
         pseudonym=name * 32,
         rounds=rounds,
         disclosed=rounds - 1,
+        other_rounds=0,
         epsilon_filter=Budget(8.0, 1e-5, order).spent(events),
         epsilon_rdp=epsilon(events, 1e-5),
         budget=8.0,
         delta=1e-5,
         order=order,
         noise=(noise,),
+        entries=2 * rounds + 1,
+        countersigned=2 * rounds,
         events=events,
     )
 

@@ -30,6 +30,7 @@ from .bundle_fixtures import (
     PLAN,
     ROUNDS,
     STEPS,
+    TIME,
     Json,
     World,
     exact_epsilon,
@@ -99,7 +100,7 @@ def test_rounds_asked_again_after_a_crash_count_beyond_the_plan() -> None:
 
 
 def test_an_intent_that_was_never_disclosed_is_charged_all_the_same() -> None:
-    bodies = WORLD.history()[:-1]
+    bodies = WORLD.history()[:-2]
     verdict = check(WORLD.bundle([bodies]), None, signatures=2)
     assert (verdict.most_exposed.rounds, verdict.most_exposed.disclosed) == (2, 1)
     assert verdict.most_exposed.epsilon_filter == pytest.approx(filter_epsilon(4), rel=1e-12)
@@ -201,11 +202,11 @@ def swapped(entries: list[Entry]) -> list[Entry]:
         (lambda e: e[1:], "entry 0: numbered 1; one is missing or moved"),
         (lambda e: [*e[:2], *e[3:]], "entry 2: numbered 3"),
         (swapped, "entry 1: numbered 2"),
-        (lambda e: [*e, e[-1]], "entry 5: numbered 4"),
+        (lambda e: [*e, e[-1]], "entry 6: numbered 5"),
         (lambda e: [e[0], e[0], *e[1:]], "entry 1: numbered 0"),
         (lambda e: [*e[:2], replace(e[2], seq=2, prev=e[0].digest), *e[3:]], "entry 2: does not"),
-        (lambda e: [replace(e[0], time="x"), *e[1:]], "entry 0: signature"),
-        (lambda e: [*e[:-1], replace(e[-1], signature=bytes(64))], "entry 4: signature"),
+        (lambda e: [replace(e[0], time="2025-01-01T00:00:00Z"), *e[1:]], "entry 0: signature"),
+        (lambda e: [*e[:-1], replace(e[-1], signature=bytes(64))], "entry 5: signature"),
     ],
     ids=["cut", "cut two", "all", "first", "middle", "swap", "repeat", "twice", "prev", "time"]
     + ["signature"],
@@ -247,10 +248,11 @@ def test_entries_for_another_federation_are_refused(trust: Trust) -> None:
     entries: list[Entry] = []
     for kind, body in WORLD.history():
         last = entries[-1] if entries else None
-        entries.append(Entry.sign(who, elsewhere.federation, last, kind, body, "t"))
+        body = {**elsewhere.filled(0, entries, kind, body), **body}
+        entries.append(Entry.sign(who, elsewhere.federation, last, kind, body, TIME))
 
     def claim(claims: Json) -> Json:
-        head = {"head": entries[-1].digest, "entries": len(entries)}
+        head = {"head": entries[-1].digest, "entries": len(entries), "countersigned": 0}
         return {**claims, "ledgers": {**claims["ledgers"], FIRST: head}}
 
     with pytest.raises(TrustError, match="entry 0: belongs to another"):
@@ -276,14 +278,14 @@ def changed(position: int, **changes: object) -> list[tuple[Kind, Json]]:
         (changed(3, event=Event(1.0, 4.0, 1).json()), "entry 3: its event is not the plan's"),
         (changed(3, clipping_norm="99.0"), "entry 3: its clipping_norm is not the plan's"),
         (changed(3, divisor="1.0"), "entry 3: its divisor is not the plan's"),
-        (changed(3, plan="0" * 64), "entry 3: its plan is not the plan's"),
+        (changed(3, plan="0" * 64), "entry 3: spends on a plan that was not approved"),
         (changed(3, noise="none"), "entry 3: unknown kind of noise"),
         (changed(3, noise="simulated"), "entry 3: simulated noise on data that is not simulated"),
         (changed(3, round=3), "entry 3: round 3 is not in the plan"),
         (changed(3, round=0), "entry 3: round 0 is not in the plan"),
-        (WORLD.history()[1:2], "no approval of the plan"),
-        ([*WORLD.history()[1:2], WORLD.history()[0]], "no approval of the plan before its first"),
-        (changed(0, plan="0" * 64), "no approval of the plan"),
+        (WORLD.history()[1:2], "entry 0: spends on a plan that was not approved"),
+        ([*WORLD.history()[1:2], WORLD.history()[0]], "entry 0: spends on a plan that was not"),
+        (changed(0, plan="0" * 64), "entry 1: spends on a plan that was not approved"),
         (WORLD.history(budget="3.5"), f"spent epsilon {filter_epsilon(4):.6g} of a budget of 3.5"),
         (WORLD.history(budget="0.0"), "not a budget"),
         (WORLD.history(budget="-1.0"), "not a budget"),

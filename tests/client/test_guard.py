@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from client.guard import Admission, intent_body, judge, read_request
-from common.canonical import Json, decode, encode
+from common.canonical import Json, decode, encode, number
 from common.errors import Refusal
-from common.keys import Identity
 from common.ledger import Entry, Kind
+from common.ledger.entry import spent_json
 from common.plan import Plan
 from common.policy import Policy
+from common.privacy.accountant import rdp
 from common.privacy.events import Event
 from common.privacy.filter import Budget
 from common.statement import RECEIPT_TYPE, REQUEST_TYPE, Envelope
@@ -32,10 +33,13 @@ from tests.world import (
     STRANGER,
     ask,
     model,
+    seen,
+    who,
 )
 
-WHO = Identity.derive(b"\x05" * 32, FEDERATION)
+WHO = who("clinic-a")
 BOUND: Json = {"plan": PLAN.digest, "code": "c" * 64, "model": "softmax", "features": ["height"]}
+ORDER = POLICY.budget.order
 OTHER_PLAN = replace(PLAN, rounds=2)
 
 
@@ -45,7 +49,8 @@ class Chain:
     def __init__(self, *, approved: bool = True, bound: Json = BOUND) -> None:
         self.entries: list[Entry] = []
         if approved:
-            self.add(Kind.APPROVAL, {**bound, "terms": {}})
+            commitments = {"policy": "1" * 64, "data": "2" * 64}
+            self.add(Kind.APPROVAL, {**bound, "terms": {}, **commitments})
 
     def add(self, kind: Kind, body: Json) -> Entry:
         last = self.entries[-1] if self.entries else None
@@ -55,11 +60,14 @@ class Chain:
 
     def begin(self, request: RoundRequest, plan: Plan = PLAN, noise: str = "simulated") -> Entry:
         """As after a kill: an intent, and nothing more."""
-        return self.add(Kind.INTENT, intent_body(request, plan, noise))
+        body = intent_body(request, plan, noise, ORDER, self.entries)
+        return self.add(Kind.INTENT, body)
 
     def serve(self, request: RoundRequest, plan: Plan = PLAN) -> Entry:
         intent = self.begin(request, plan)
-        return self.add(Kind.DISCLOSURE, {"intent": intent.seq, "update": "a" * 64})
+        spent = spent_json(self.entries, ORDER)
+        body = {"intent": intent.seq, "update": "a" * 64, "spent": spent}
+        return self.add(Kind.DISCLOSURE, body)
 
     def spent(self) -> list[Event]:
         return [entry.event() for entry in self.entries if entry.kind is Kind.INTENT]
@@ -68,6 +76,8 @@ class Chain:
 def decide(chain: Chain, request: RoundRequest | None = None, **changes: Any) -> Admission:
     arguments: dict[str, Any] = {
         "client": "clinic-a",
+        "pseudonym": WHO.pseudonym,
+        "coordinator": COORDINATOR.public,
         "plans": {PLAN.digest: PLAN},
         "shapes": SHAPES,
         "policy": POLICY,
@@ -107,6 +117,8 @@ def test_an_honest_request_is_admitted_with_all_that_its_cost_depends_on() -> No
         "clipping_norm": "1.0",
         "divisor": "4.0",
         "noise": "simulated",
+        "spent": {"order": ORDER, "cost": number(rdp([PRIVACY.event()], ORDER))},
+        "countersigned": {"entries": 0, "signature": seen()["signature"]},
     }
 
 
@@ -163,7 +175,8 @@ def test_an_approval_in_the_ledger_without_the_plan_itself_is_refused() -> None:
 def test_an_approval_of_other_code_model_or_columns_does_not_count(changed: Json) -> None:
     chain = Chain()
     assert refused(chain, bound=BOUND | changed) == "not-approved"
-    chain.add(Kind.APPROVAL, {**BOUND, **changed, "terms": {}})
+    again = {**BOUND, **changed, "terms": {}, "policy": "1" * 64, "data": "2" * 64}
+    chain.add(Kind.APPROVAL, again)
     assert decide(chain, bound=BOUND | changed).answered is None
 
 
@@ -346,7 +359,7 @@ def read(envelope: bytes) -> str:
 
 
 def payload(**changes: Any) -> bytes:
-    fields = {"schema_version": 1, **ask().__dict__, **changes}
+    fields = {"schema_version": 2, **ask().__dict__, **changes}
     return encode({name: value for name, value in fields.items() if value is not None})
 
 
@@ -392,7 +405,7 @@ def test_a_coordinators_signature_over_another_kind_of_document_does_not_count()
         {"run": None},
         {"model": ["a"]},
         {"seed": 1},
-        {"schema_version": 2},
+        {"schema_version": 1},
         {"schema_version": None},
     ],
     ids=str,

@@ -19,10 +19,10 @@ from client.rounds import Answer, Client, open_client
 from client.training import engine
 from common import durable
 from common.errors import InputError, OperationError, Refusal, TrustError
-from common.ledger import Entry, Kind
+from common.ledger import Entry, Head, Kind
 from common.privacy.filter import Budget
 from common.privacy.noise import Stream
-from common.wire import Arrays, Hello, Receipt, RollCall, digest_arrays
+from common.wire import Arrays, Hello, Receipt, RollCall, digest_arrays, head_in
 from tests.world import (
     COORDINATOR,
     PLAN,
@@ -89,7 +89,9 @@ def check_receipt(home: Home, answer: Answer, **changes: Any) -> Receipt:
         request.digest,
     )
     assert receipt.update == digest_arrays(answer.update)
-    assert receipt.head == entries[-1].digest
+    head = head_in(receipt, home.federation, identity(home).pseudonym)
+    assert head == Head.of(head.federation, head.client, entries)
+    assert head.signed_by(identity(home).key.public, receipt.signature)
     (intent,) = [entry for entry in entries if entry.digest == receipt.intent]
     assert intent.kind is Kind.INTENT
     assert intent.body["request"] == request.digest
@@ -111,7 +113,11 @@ def test_a_round_leaves_an_intent_a_disclosure_and_the_bytes(client: Client) -> 
     (stored,) = client.home.outbox.iterdir()
     assert stored.name == f"{ask().digest}.update"
     disclosure = chain(client.home)[-1]
-    assert disclosure.body == {"intent": 1, "update": digest_arrays(answer.update)}
+    assert disclosure.body == {
+        "intent": 1,
+        "update": digest_arrays(answer.update),
+        "spent": chain(client.home)[1].body["spent"],
+    }
 
 
 def test_the_intent_states_what_is_charged(client: Client) -> None:
@@ -131,8 +137,10 @@ def test_an_answer_carries_an_update_and_a_receipt_and_no_count_or_loss(client: 
         "request",
         "intent",
         "update",
-        "head",
         "entries",
+        "root",
+        "signature",
+        "consistency",
     }
     serve(client)
     assert not {"records", "count", "loss", "batch"} & set(chain(client.home)[1].body)

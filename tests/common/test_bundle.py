@@ -32,7 +32,12 @@ def test_a_bundle_comes_back_as_it_was_written(path: Path) -> None:
     bundle.write(path)
     assert files(path) == before
     assert set(before) == {"bundle.json", "plan.dsse.json", "statement.dsse.json"} | {
-        f"ledgers/{WORLD.identity(i).pseudonym}.jsonl" for i in range(2)
+        name
+        for i in range(2)
+        for name in (
+            f"ledgers/{WORLD.identity(i).pseudonym}.jsonl",
+            f"heads/{WORLD.identity(i).pseudonym}.note",
+        )
     }
 
 
@@ -126,7 +131,7 @@ def manifest(**changes: object) -> Callable[[dict], object]:
         lambda m: {k: v for k, v in m.items() if k != "files"},
         lambda m: {k: v for k, v in m.items() if k != "clients"},
         manifest(extra=1),
-        manifest(schema_version=2),
+        manifest(schema_version=1),
         manifest(schema_version=True),
         manifest(schema_version="1"),
         manifest(files=[]),
@@ -172,14 +177,14 @@ def test_a_key_has_one_spelling_in_the_manifest(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: data[:-1], "entry 4: its line does not end"),
+        (lambda data: data[:-1], "entry 5: its line does not end"),
         (lambda data: data.replace(b"\n", b"\r\n"), "entry 0: bytes are not in canonical form"),
         (lambda data: data.replace(b"\n", b"\r", 1), "entry 0: "),
-        (lambda data: data + b"\n", "entry 5: "),
+        (lambda data: data + b"\n", "entry 6: "),
         (lambda data: b"\n" + data, "entry 0: "),
-        (lambda data: data + b"{}\n", "entry 5: a ledger entry has other fields"),
+        (lambda data: data + b"{}\n", "entry 6: a ledger entry has other fields"),
         (lambda data: data.replace(b'"seq":1', b'"seq":true'), "entry 1: "),
-        (lambda data: data.replace(b'"schema_version":1', b'"schema_version":true'), "entry 0: "),
+        (lambda data: data.replace(b'"schema_version":2', b'"schema_version":true'), "entry 0: "),
         (lambda data: b"\xff" + data, "entry 0: "),
     ],
 )
@@ -209,7 +214,7 @@ GOOD = {
     [
         {},
         {**GOOD, "extra": 1},
-        {**GOOD, "schema_version": 2},
+        {**GOOD, "schema_version": 1},
         {**GOOD, "schema_version": True},
         {**GOOD, "signers": {}},
         {**GOOD, "signers": {"coordinator": "a" * 64}},

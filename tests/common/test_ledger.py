@@ -29,7 +29,15 @@ PLAN = "c" * 64
 
 
 def approval() -> dict:
-    return {"plan": PLAN, "terms": {}, "code": "d" * 64, "model": "softmax", "features": ["pixels"]}
+    return {
+        "plan": PLAN,
+        "terms": {},
+        "code": "d" * 64,
+        "model": "softmax",
+        "features": ["pixels"],
+        "policy": "1" * 64,
+        "data": "2" * 64,
+    }
 
 
 def intent(number: int) -> dict:
@@ -44,11 +52,13 @@ def intent(number: int) -> dict:
         "clipping_norm": "1.0",
         "divisor": "10.0",
         "noise": "cryptographic",
+        "spent": {"order": 8, "cost": "0.5"},
+        "countersigned": {"entries": 0, "signature": "3" * 128},
     }
 
 
 def disclosure(seq: int) -> dict:
-    return {"intent": seq, "update": "9" * 64}
+    return {"intent": seq, "update": "9" * 64, "spent": {"order": 8, "cost": "0.5"}}
 
 
 def add(ledger: Ledger, federation: str, kind: Kind, body: dict) -> Entry:
@@ -283,7 +293,7 @@ def test_new_links_do_not_hide_what_was_cut_out_or_forged(ledger: Ledger, path: 
 def test_another_spelling_of_an_entry_is_refused(ledger: Ledger, path: Path) -> None:
     good = path.read_bytes()
     for old, new in [
-        (b'"schema_version":1', b'"schema_version":true'),
+        (b'"schema_version":2', b'"schema_version":true'),
         (b'"seq":1,', b'"seq":true,'),
         (b'"kind":"intent"', b'"kind":"INTENT"'),
         (b'"client":"', b'"client":"\\u0030'),
@@ -305,7 +315,7 @@ def test_a_disclosure_needs_an_intent_that_is_still_open() -> None:
     again = Entry.sign(who, A, second, Kind.DISCLOSURE, disclosure(0), "t")
     with pytest.raises(TrustError, match="entry 2: discloses without an open intent"):
         verify_chain([first, second, again], who.key.public)
-    for missing in (1, 7, -1):
+    for missing in (1, 7):
         orphan = Entry.sign(who, A, first, Kind.DISCLOSURE, disclosure(missing), "t")
         with pytest.raises(TrustError, match="entry 1: discloses without"):
             verify_chain([first, orphan], who.key.public)
@@ -324,7 +334,7 @@ def test_an_entry_comes_back_from_json_and_nothing_else_does(ledger: Ledger) -> 
     good = entry.json()
     assert Entry.from_json(decode(encode(good))) == entry
     for changes in (
-        {"schema_version": 2},
+        {"schema_version": 1},
         {"seq": -1},
         {"seq": "1"},
         {"prev": "A" * 64},
@@ -332,6 +342,8 @@ def test_an_entry_comes_back_from_json_and_nothing_else_does(ledger: Ledger) -> 
         {"client": None},
         {"client": "c" * 129},
         {"time": 5},
+        {"time": "yesterday"},
+        {"time": "2030-01-01T00:00:00+01:00"},
         {"kind": "gift"},
         {"kind": ["intent"]},
         {"body": None},
@@ -624,6 +636,7 @@ def test_what_is_published_of_one_federation_does_not_show_any_other(tmp_path, m
             signers={},
             clients={who.pseudonym: who.key.public},
             ledgers={who.pseudonym: read_federation(path, A)},
+            heads={},
         )
         bundle.write(tmp_path / f"bundle-{busy}")
         written[busy] = {

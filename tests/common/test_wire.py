@@ -19,6 +19,8 @@ from common.keys import SigningKey
 from common.statement import HELLO_TYPE, REQUEST_TYPE, Envelope
 from common.wire import (
     MAX_ENVELOPE_BYTES,
+    Closed,
+    Closing,
     Hello,
     Receipt,
     RollCall,
@@ -31,21 +33,25 @@ from common.wire import (
 
 KEY, STRANGER = SigningKey.from_seed(b"k" * 32), SigningKey.from_seed(b"s" * 32)
 A, B, C = "a" * 64, "b" * 64, "c" * 64
+HEAD = {"entries": 7, "root": C, "signature": A + B}
 REQUEST = RoundRequest(
-    client="clinic-a", plan=A, run="d" * 32, incarnation=0, round=3, model=B, nonce="e" * 32
+    client="clinic-a", plan=A, run="d" * 32, incarnation=0, round=3, model=B, nonce="e" * 32, **HEAD
 )
 RECEIPT = Receipt(
-    client="client-1", plan=A, round=3, request=B, intent=C, update=A, head=B, entries=7
+    client="client-1", plan=A, round=3, request=B, intent=C, update=A, **HEAD, consistency=(A, B)
 )
 HELLO, CALL = Hello("client-1", "e" * 32), RollCall("d" * 32, "e" * 32)
+CLOSING = Closing("client-1", "d" * 32, **HEAD)
+CLOSED = Closed("client-1", "d" * 32, **HEAD, consistency=())
+DOCUMENTS = [REQUEST, RECEIPT, HELLO, CALL, CLOSING, CLOSED]
 
 
-@pytest.mark.parametrize("document", [REQUEST, RECEIPT, HELLO, CALL])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_signed_document_comes_back(document) -> None:
     assert type(document).verify(document.sign(KEY), KEY.public) == document
 
 
-@pytest.mark.parametrize("document", [REQUEST, RECEIPT, HELLO, CALL])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_document_that_another_key_signed_is_refused(document) -> None:
     with pytest.raises(TrustError) as caught:
         type(document).verify(document.sign(STRANGER), KEY.public)
@@ -64,8 +70,8 @@ def test_no_altered_byte_of_a_request_is_accepted() -> None:
 
 
 def test_one_kind_of_document_is_never_taken_for_another() -> None:
-    for document in (REQUEST, RECEIPT, HELLO, CALL):
-        for kind in (RoundRequest, Receipt, Hello, RollCall):
+    for document in DOCUMENTS:
+        for kind in {type(other) for other in DOCUMENTS}:
             if kind is not type(document):
                 with pytest.raises(TrustError) as caught:
                     kind.verify(document.sign(KEY), KEY.public)
@@ -78,7 +84,7 @@ def test_an_oversized_envelope_is_refused_unread() -> None:
     assert caught.value.code == "malformed"
 
 
-FIELDS = {"schema_version": 1, **asdict(REQUEST)}
+FIELDS = {"schema_version": 2, **asdict(REQUEST)}
 
 
 def without(name: str) -> dict[str, object]:
@@ -92,7 +98,7 @@ def without(name: str) -> dict[str, object]:
         without("nonce"),
         without("schema_version"),
         {**FIELDS, "accuracy": "0.9"},
-        {**FIELDS, "schema_version": 2},
+        {**FIELDS, "schema_version": 1},
         {**FIELDS, "schema_version": True},
         {**FIELDS, "round": "3"},
         {**FIELDS, "round": -1},
@@ -104,6 +110,9 @@ def without(name: str) -> dict[str, object]:
         {**FIELDS, "plan": "a" * 64 + "\n"},
         {**FIELDS, "plan": None},
         {**FIELDS, "nonce": ["e" * 32]},
+        {**FIELDS, "root": "c" * 32},
+        {**FIELDS, "signature": "c" * 64},
+        {**FIELDS, "signature": "C" * 128},
     ],
 )
 def test_a_signed_document_with_other_fields_is_refused(fields) -> None:
@@ -123,7 +132,7 @@ def test_a_signed_payload_that_is_not_canonical_is_refused(payload: bytes) -> No
 
 @pytest.mark.parametrize("client", ["", "x" * 65, 5, None])
 def test_a_client_is_named_by_a_short_text(client: object) -> None:
-    payload = encode({"schema_version": 1, "client": client, "nonce": "e" * 32})
+    payload = encode({"schema_version": 2, "client": client, "nonce": "e" * 32})
     with pytest.raises(TrustError, match="client is malformed"):
         Hello.verify(Envelope.sign(HELLO_TYPE, payload, [KEY]).encode(), KEY.public)
 

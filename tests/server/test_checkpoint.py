@@ -16,7 +16,7 @@ PLAN = "a" * 64
 
 
 def state(round_: int, value: float | None = None, run: str = RUN, plan: str = PLAN) -> Checkpoint:
-    heads = {"clinic-a": {"head": "f" * 64, "entries": 2 * round_ + 1}}
+    heads = {"clinic-a": {"root": "f" * 64, "entries": 2 * round_ + 1, "signature": "a" * 128}}
     return Checkpoint(
         run,
         plan,

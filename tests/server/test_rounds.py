@@ -18,13 +18,15 @@ from common.canonical import decode
 from common.data.binding import Binding
 from common.errors import BudgetError, NetworkError, TrustError
 from common.keys import KeyDirectory
+from common.ledger import merkle
 from common.plan import Plan
-from common.wire import Arrays, Hello, RollCall, RoundRequest, digest_arrays
+from common.wire import Arrays, Closing, Hello, RollCall, RoundRequest, digest_arrays, head_in
 from server.aggregation.mean import ExactMean
 from server.checkpoint import CheckpointStore
 from server.home import COORDINATOR, ServerHome
 from server.rounds import RoundLoop, RoundReport
 from tests.world import (
+    FEDERATION,
     PLAN,
     RUN,
     SHAPES,
@@ -32,6 +34,7 @@ from tests.world import (
     Snapshot,
     flower_identity,
     killed_at,
+    leaves,
     model,
 )
 
@@ -51,17 +54,20 @@ def _flower(caplog: pytest.LogCaptureFixture) -> None:
 
 @dataclass
 class Node:
-    """A node that plays one client; ``train`` and ``query`` may be replaced by something worse."""
+    """A node that plays one client; its answers may be replaced by something worse."""
 
     client: FakeClient
     coordinator: Any
     train: Answer | None = None
     query: Answer | None = None
+    close: Answer | None = None
     seen: list[RoundRequest] = field(default_factory=list)
 
     def __call__(self, message: Message) -> list[Message]:
         if message.metadata.message_type == "query":
             return (self.query or hello)(self, message)
+        if message.metadata.message_type == "query.close":
+            return (self.close or closed)(self, message)
         envelope = message.content.config_records["request"]["envelope"]
         assert isinstance(envelope, bytes)
         self.seen.append(RoundRequest.verify(envelope, self.coordinator))
@@ -129,6 +135,20 @@ def hello(node: Node, message: Message) -> list[Message]:
     return [say_hello(message, node.client, nonce_of(node, message))]
 
 
+def closed(node: Node, message: Message) -> list[Message]:
+    return [say_closed(message, node.client.close(closing_of(node, message)))]
+
+
+def closing_of(node: Node, message: Message) -> Closing:
+    envelope = message.content.config_records["closing"]["envelope"]
+    assert isinstance(envelope, bytes)
+    return Closing.verify(envelope, node.coordinator)
+
+
+def say_closed(message: Message, envelope: bytes) -> Message:
+    return Message(RecordDict({"closed": ConfigRecord({"envelope": envelope})}), reply_to=message)
+
+
 def nonce_of(node: Node, message: Message) -> str:
     envelope = message.content.config_records["roll-call"]["envelope"]
     assert isinstance(envelope, bytes)
@@ -158,10 +178,11 @@ class World:
 
     @classmethod
     def make(cls, path: Path, plan: Plan = PLAN, entries: int = 1, seed: int | None = 5) -> World:
-        clients = [FakeClient(name, entries) for name in NAMES]
+        clients = [FakeClient(name, leaves(entries)) for name in NAMES]
         keys = KeyDirectory(path / "keys")
         if not (path / "keys").exists():
             keys.create(COORDINATOR)
+            (path / "keys" / COORDINATOR).write_bytes(b"\x01" * 32)  # the one of tests.world
             home = ServerHome(
                 path=path / "run",
                 run=RUN,
@@ -252,16 +273,25 @@ def with_receipt(**changes: Any) -> Answer:
     return answer
 
 
+def with_ledger(entries: int) -> Answer:
+    def answer(node: Node, message: Message) -> list[Message]:
+        update = node.client.update(node.seen[-1].round)
+        behind = FakeClient(node.client.name, leaves(entries))
+        return [reply(message, update, behind.receipt(node.seen[-1], update))]
+
+    return answer
+
+
 def replay(node: Node, message: Message) -> list[Message]:
     """The honest answer to the first request, again and again."""
     first = node.seen[0]
     update = node.client.update(first.round)
-    node.client.entries += 2
+    node.client.leaves = leaves(len(node.client.leaves) + 2)
     return [reply(message, update, node.client.receipt(first, update))]
 
 
 def somebody_elses(node: Node, message: Message) -> list[Message]:
-    other = FakeClient("clinic-a", entries=99)
+    other = FakeClient("clinic-a", leaves(99))
     return [reply(message, *other.answer(node.seen[-1]))]
 
 
@@ -290,7 +320,8 @@ BAD: dict[str, tuple[Answer, str]] = {
     "huge": (with_update(lambda u: {**u, "x": np.zeros(9999, np.float32)}), "too-large"),
     "other-bytes": (with_receipt(update="0" * 64), "wrong-update"),
     "other-round": (with_receipt(round=9), "wrong-request"),
-    "rolled-back": (with_receipt(entries=0), "ledger-rolled-back"),
+    "rolled-back": (with_ledger(0), "ledger-rolled-back"),
+    "unsigned-head": (with_receipt(root="0" * 64), "bad-receipt"),
     "anothers-receipt": (somebody_elses, "bad-receipt"),
 }
 
@@ -323,7 +354,7 @@ def test_a_replayed_reply_counts_once(tmp_path: Path) -> None:
 
 def test_a_ledger_that_goes_back_is_noticed_in_the_next_round(world: World) -> None:
     def forgets(node: Node, message: Message) -> list[Message]:
-        node.client.entries = 1
+        node.client.leaves = []
         return honest(node, message)
 
     world.node("clinic-c").train = forgets
@@ -352,7 +383,10 @@ def test_the_first_of_two_different_replies_decides(world: World) -> None:
 def test_replies_from_nodes_that_were_not_asked_are_ignored(world: World) -> None:
     asked = Message(RecordDict(), dst_node_id=666, message_type="train")
     stranger = FakeClient("stranger")
-    request = RoundRequest("stranger", PLAN.digest, RUN, 0, 1, digest_arrays(model()), "ab" * 16)
+    head = {"entries": 0, "root": "0" * 64, "signature": "0" * 128}
+    request = RoundRequest(
+        "stranger", PLAN.digest, RUN, 0, 1, digest_arrays(model()), "ab" * 16, **head
+    )
     world.grid.extra = [reply(asked, *stranger.answer(request))]
     assert bits(world.run()) == bits(expected_model(NAMES))
     assert all(not report.dropped for report in world.reports)
@@ -522,6 +556,63 @@ def test_a_cohort_is_drawn_by_stable_names_and_the_same_for_a_seed(tmp_path: Pat
     assert drawn("secret", None) != drawn("secret-too", None)
 
 
+# -- the ledgers' heads ---------------------------------------------------------------------------
+
+
+def heads(world: World) -> dict[str, int]:
+    checkpoint = CheckpointStore(world.home.checkpoints, RUN, PLAN.digest).latest()
+    assert checkpoint is not None
+    return {name: head["entries"] for name, head in checkpoint.heads.items()}
+
+
+def test_each_request_hands_back_the_head_that_was_seen_last_countersigned(world: World) -> None:
+    world.run()
+    for node in world.grid.nodes.values():
+        assert [request.entries for request in node.seen] == [0, 3, 5]
+        for request in node.seen:
+            head = head_in(request, FEDERATION, node.client.pseudonym)
+            assert head.signed_by(node.coordinator, request.signature)
+            assert head.root == merkle.root(leaves(request.entries)).hex()
+
+
+def test_the_last_word_of_a_run_is_said_once_and_answered(world: World) -> None:
+    world.run()
+    assert heads(world) == dict.fromkeys(NAMES, 8)  # 1, two a round, and the closing's
+    for node in world.grid.nodes.values():
+        node.close = fails
+    world.run()
+    assert heads(world) == dict.fromkeys(NAMES, 8)
+
+
+def forget(node: Node, message: Message) -> list[Message]:
+    behind = FakeClient(node.client.name, leaves(3))
+    return [say_closed(message, behind.close(closing_of(node, message)))]
+
+
+def another_run(node: Node, message: Message) -> list[Message]:
+    closing = replace(closing_of(node, message), run="f" * 32)
+    return [say_closed(message, node.client.close(closing))]
+
+
+def forge(node: Node, message: Message) -> list[Message]:
+    other = FakeClient("clinic-a", leaves(20))
+    return [say_closed(message, other.close(closing_of(node, message)))]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [forget, another_run, forge, fails, nothing_in_it, lambda *_: []],
+    ids=["forgets", "another-run", "another-client", "raises", "empty", "silent"],
+)
+def test_a_client_that_does_not_close_well_keeps_its_last_head(tmp_path: Path, bad: Answer) -> None:
+    world = World.make(tmp_path, QUICK)
+    world.node("clinic-c").close = bad
+    assert bits(world.run()) == bits(expected_model(NAMES))
+    store = CheckpointStore(world.home.checkpoints, RUN, QUICK.digest)
+    assert store.latest().heads["clinic-c"]["entries"] == 7
+    assert store.latest().heads["clinic-a"]["entries"] == 8
+
+
 # -- killed and resumed --------------------------------------------------------------------------
 
 
@@ -551,7 +642,7 @@ def test_a_run_killed_many_times_ends_in_the_same_bits(tmp_path: Path) -> None:
         world = World.make(tmp_path / "killed", entries=1 + 1000 * attempt)
         if not killed_at(20, world.run):
             break
-    assert attempt == 2  # each life got one round further
+    assert attempt == 3  # each life got one round further, and the last one closed the ledgers
     final = CheckpointStore(world.home.checkpoints, RUN, PLAN.digest).latest()
     assert final is not None
     assert bits(final.model) == undisturbed
@@ -572,7 +663,7 @@ def test_metrics_of_a_round_that_will_be_repeated_are_forgotten(world: World) ->
     with open(world.home.metrics, "ab") as file:
         file.write(b'{"round": 4, "torn')
     for node in world.grid.nodes.values():
-        node.client.entries = 1000
+        node.client.leaves = leaves(1000)
     world.reports.clear()
     final = world.run()
     assert [report.round for report in world.reports] == [3]

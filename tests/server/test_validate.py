@@ -13,18 +13,34 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.wire import Arrays
+from common.ledger import Head, merkle
+from common.wire import Arrays, RoundRequest
 from server.aggregation.mean import ExactMean
 from server.aggregation.validate import Expected, Rejected, check_reply, check_update
-from tests.world import PLAN, SHAPES, STRANGER, FakeClient, ask
+from tests.world import FEDERATION, PLAN, SHAPES, STRANGER, FakeClient, ask, leaves
 
 BOUND = PLAN.optimizer.update_bound
 A, B, MALLORY = FakeClient("clinic-a"), FakeClient("clinic-b"), FakeClient("mallory")
 
 
 def expected(client: FakeClient, **changes: Any) -> Expected:
-    fields = {"client": client.name, "key": client.key.public, "request": ask(2, nonce=7)}
-    return Expected(**{**fields, "shapes": SHAPES, "bound": BOUND, "entries": 1, **changes})
+    fields = {"client": client.name, "key": client.key.public, "request": asked()}
+    fields |= {"seen": Head(FEDERATION, client.pseudonym, 1, merkle.root(leaves(1)).hex())}
+    return Expected(**{**fields, "shapes": SHAPES, "bound": BOUND, **changes})
+
+
+def asked(**changes: Any) -> RoundRequest:
+    """A request that carries the head that every fake client begins with."""
+    return ask(2, nonce=7, entries=1, root=merkle.root(leaves(1)).hex(), **changes)
+
+
+def anew(client: FakeClient, entries: int = 1) -> FakeClient:
+    return FakeClient(client.name, leaves(entries))
+
+
+def grown(client: FakeClient) -> FakeClient:
+    """The same client after a round."""
+    return anew(client, 3)
 
 
 def code(update: Arrays, receipt: bytes, **changes: Any) -> str:
@@ -34,7 +50,7 @@ def code(update: Arrays, receipt: bytes, **changes: Any) -> str:
 
 
 def honest() -> tuple[Arrays, bytes]:
-    return replace(MALLORY, entries=1).answer(ask(2, nonce=7))
+    return anew(MALLORY).answer(asked())
 
 
 def test_an_honest_reply_counts() -> None:
@@ -98,9 +114,9 @@ def test_a_hostile_update_is_dropped_with_its_code_even_with_a_receipt_for_it(na
         check_update(update, SHAPES, BOUND)
     assert caught.value.code == why
     try:
-        receipt = MALLORY.receipt(ask(2, nonce=7), update, entries=3)
+        receipt = grown(MALLORY).receipt(asked(), update)
     except (TypeError, ValueError):
-        receipt = MALLORY.receipt(ask(2, nonce=7), MALLORY.update(2), entries=3)
+        receipt = grown(MALLORY).receipt(asked(), MALLORY.update(2))
     assert code(update, receipt) == why
 
 
@@ -116,10 +132,10 @@ def test_the_mean_of_the_honest_ones_is_the_same_to_the_bit(name: str) -> None:
             mean.add(update)
         return b"".join(value.tobytes() for value in mean.mean().values())
 
-    request = ask(2, nonce=7)
-    good = [(client, *replace(client, entries=1).answer(request)) for client in (A, B)]
+    request = asked()
+    good = [(client, *anew(client).answer(request)) for client in (A, B)]
     update = changed(HOSTILE[name][0]) if name != "missing-key" else {}
-    bad = (MALLORY, update, MALLORY.receipt(request, MALLORY.update(2), entries=3))
+    bad = (MALLORY, update, grown(MALLORY).receipt(request, MALLORY.update(2)))
     alone = mean_of(good)
     for position in range(3):
         assert mean_of([*good[:position], bad, *good[position:]]) == alone
@@ -148,25 +164,23 @@ def test_the_bound_itself_is_allowed_and_bounds_what_one_client_can_do() -> None
     ids=["earlier-round", "later-round", "nonce", "incarnation", "run", "plan"],
 )
 def test_an_answer_to_another_request_is_dropped(asked: Any, why: str) -> None:
-    update, envelope = replace(MALLORY, entries=1).answer(asked)
+    update, envelope = anew(MALLORY).answer(asked)
     assert code(update, envelope) == why
 
 
 def test_another_clients_receipt_is_dropped() -> None:
-    update, envelope = replace(A, entries=1).answer(ask(2, nonce=7))
+    update, envelope = anew(A).answer(asked())
     assert code(update, envelope) == "bad-receipt"
     # … also when it is signed by oneself in the other's name
-    assert code(update, MALLORY.receipt(ask(2, nonce=7), update, client="clinic-a", entries=3)) == (
-        "wrong-request"
-    )
+    assert code(update, MALLORY.receipt(asked(), update, client="clinic-a")) == "wrong-request"
 
 
 def test_a_receipt_that_somebody_else_signed_is_dropped() -> None:
     update, _ = honest()
-    request = ask(2, nonce=7)
+    request = asked()
     forged = replace(expected(MALLORY), key=STRANGER.public)
     with pytest.raises(Rejected) as caught:
-        check_reply(forged, update, MALLORY.receipt(request, update, entries=3))
+        check_reply(forged, update, MALLORY.receipt(request, update))
     assert caught.value.code == "bad-receipt"
 
 
@@ -181,13 +195,35 @@ def test_a_receipt_for_other_bytes_is_dropped() -> None:
     assert code(update, envelope) == "wrong-update"
 
 
+def seen_at(entries: int) -> dict[str, Any]:
+    """Mallory's ledger as it was last seen, and a request that says so."""
+    head = anew(MALLORY, entries).head(0)
+    seen = Head(FEDERATION, MALLORY.pseudonym, entries, head["root"])
+    return {"seen": seen, "request": ask(2, nonce=7, entries=entries, root=seen.root)}
+
+
 @pytest.mark.parametrize("entries", [0, 1, 2, 3])
 def test_a_ledger_that_did_not_grow_was_rolled_back(entries: int) -> None:
-    update, request = MALLORY.update(2), ask(2, nonce=7)
-    receipt = MALLORY.receipt(request, update, entries=entries)
-    assert code(update, receipt, entries=3) == "ledger-rolled-back"
-    grown = MALLORY.receipt(request, update, entries=4)
-    assert check_reply(expected(MALLORY, entries=3), update, grown).entries == 4
+    update, last = MALLORY.update(2), seen_at(3)
+    receipt = anew(MALLORY, entries).receipt(last["request"], update)
+    assert code(update, receipt, **last) == "ledger-rolled-back"
+    honest = anew(MALLORY, 5).receipt(last["request"], update)
+    assert check_reply(expected(MALLORY, **last), update, honest).entries == 5
+
+
+def test_a_ledger_that_was_written_anew_is_a_fork_however_long_it_is() -> None:
+    update, last = MALLORY.update(2), seen_at(3)
+    anew_ = FakeClient("mallory", [bytes([i]) * 32 for i in range(9, 20)])
+    assert code(update, anew_.receipt(last["request"], update), **last) == "ledger-forked"
+    for proof in ((), ("a" * 64,), ("a" * 64,) * 4):
+        receipt = anew(MALLORY, 5).receipt(last["request"], update, consistency=proof)
+        assert code(update, receipt, **last) == "ledger-forked"
+
+
+def test_a_head_that_the_client_did_not_sign_does_not_count() -> None:
+    update = MALLORY.update(2)
+    receipt = grown(MALLORY).receipt(asked(), update, root="a" * 64)
+    assert code(update, receipt) == "bad-receipt"
 
 
 def test_a_rejected_reply_changes_nothing_that_was_passed_in() -> None:
