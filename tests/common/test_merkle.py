@@ -12,8 +12,8 @@ from common.ledger import merkle
 from common.ledger.merkle import (
     EMPTY,
     consistency_proof,
-    inclusion_proof,
     includes,
+    inclusion_proof,
     is_consistent,
     leaf_hash,
     prefix_roots,
