@@ -13,7 +13,7 @@ import pytest
 from common.errors import TrustError
 from common.ledger import Kind, Ledger
 
-from .test_ledger import A, B, SECRET, add, approval, disclosure, intent
+from .test_ledger import SECRET, A, B, add, approval, disclosure, intent
 
 ENTRIES = 50
 
