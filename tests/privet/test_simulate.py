@@ -133,7 +133,7 @@ def test_the_ledgers_say_simulated_and_name_nobody(finished: Finished) -> None:
         text = (finished.path / "ledgers" / f"client-{client}.jsonl").read_text()
         entries = [json.loads(line)["entry"] for line in text.splitlines()]
         kinds = [entry["kind"] for entry in entries]
-        assert kinds == ["approval", "intent", "disclosure", "intent", "disclosure"]
+        assert kinds == ["approval", *2 * ["intent", "disclosure"], "countersignature"]
         assert {e["body"]["noise"] for e in entries if e["kind"] == "intent"} == {"simulated"}
         assert f"client-{client}" not in text
     for file in (finished.path / "bundle").rglob("*"):
@@ -182,7 +182,7 @@ def test_a_flipped_byte_anywhere_in_a_bundle_is_exit_code_eleven(
 ) -> None:
     names = [f.relative_to(finished.path / "bundle") for f in (finished.path / "bundle").rglob("*")]
     files = sorted(name for name in names if (finished.path / "bundle" / name).is_file())
-    assert len(files) == 3 + 3
+    assert len(files) == 3 + 3 + 3  # manifest, plan, statement; a ledger and a head for each
     for number, name in enumerate(files):
         copy = tmp_path / str(number)
         shutil.copytree(finished.path / "bundle", copy)
