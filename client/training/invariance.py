@@ -5,9 +5,10 @@ choose their order of summation by the shape of what they are given and by where
 memory, and a vector loop leaves the last values of a tensor to a scalar formula that rounds
 otherwise. A rounding of the logits is harmless by itself, but hostile weights can turn it into any
 change of the gradient, for every record of a batch at once, and then one record more moves the sum
-by far more than C. So batch sizes are whole vector loops, one thread computes them, and float32 is
-used only where synthetic records were seen to get the same bits at every place of every size; else
-float64, under the same condition; else each record is computed alone.
+by far more than C. So batch sizes are whole vector loops (:mod:`client.training.loops`), one thread
+computes them, and float32 is used only where synthetic records were seen to get the same bits at
+every place of every size; else float64, under the same condition; else each record is computed
+alone.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from client.training.loops import LOOP, step
 from client.training.per_record import PerRecord, per_record
 
 log = logging.getLogger("privet.client")
 
-# Float32 values in a turn of torch's vector loops: two registers.
-LOOP = {"AVX2": 16, "DEFAULT": 16}.get(torch.backends.cpu.get_cpu_capability(), 32)
-# Batches are computed in these sizes, the last one padded.
-SIZES = (*range(LOOP, 128 + 1, LOOP), 256, 512)
+# Batches are computed in these sizes, the last one padded; and in finer ones up to FINE, where they
+# are whole loops too.
+FINE = 128
+SIZES = (*range(LOOP, FINE + 1, LOOP), 256, 512)
 ALONE = (1,)
 # Values held at once, gradients and activations, where the least size allows it (64 MB in float32).
 MAX_FLOATS = 2**24
@@ -53,10 +55,12 @@ def choose(
     for dtype in tried:
         gradients = per_record(network, dtype)
         most = min(wanted, MAX_FLOATS // max(1, _floats(gradients, shape)))
-        sizes = tuple(size for size in SIZES if size <= max(SIZES[0], most))
-        if _alike(gradients, shape, sizes):
-            log.debug("trains in %s, in batches of up to %d", dtype, sizes[-1])
-            return gradients, sizes
+        finer = {*SIZES, *range(LOOP, FINE, step(network, gradients, shape))}
+        for offered in dict.fromkeys((tuple(sorted(finer)), SIZES)):
+            sizes = tuple(size for size in offered if size <= max(SIZES[0], most))
+            if _alike(gradients, shape, sizes):
+                log.debug("trains in %s, in batches of up to %d", dtype, sizes[-1])
+                return gradients, sizes
     log.warning("kernels round by place for this network: each record is computed alone, slowly")
     return per_record(network, tried[-1]), ALONE
 

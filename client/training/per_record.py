@@ -62,7 +62,8 @@ class PerRecord:
         with torch.enable_grad():
             logits: Tensor = self._network(features.to(self.weights.dtype))  # (B, K)
             errors = torch.softmax(logits.detach(), dim=1)  # (B, K)
-            errors[torch.arange(len(labels)), labels] -= 1
+            # In whole rows, since every tensor here counts (client/training/loops.py).
+            errors -= nn.functional.one_hot(labels, errors.shape[1])
             torch.autograd.backward(logits, errors)
         found = self._collect(len(labels))
         if any(len(part.pieces()[0]) != len(labels) for part in found):
