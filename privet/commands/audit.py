@@ -97,7 +97,7 @@ def _print_verdict(data: dict[str, Any]) -> None:
     worst = max(data["clients"], key=lambda client: client["epsilon_filter"])
     print(
         f"most exposed client {worst['pseudonym'][:12]}…: {worst['rounds']} rounds, epsilon_filter "
-        f"{worst['epsilon_filter']:.4f} of a budget of {worst['budget']:g}"
+        f"{worst['epsilon_filter']:.4f} of policy.budget {worst['budget']:g}"
     )
 
 
@@ -195,15 +195,18 @@ def write_report(
     items = checklist(
         verdict, again, codes=approved_codes(opened, verdict.plan), software=_software()
     )
-    durable.replace(out, render_bundle(verdict, again, items).encode())
+    page = render_bundle(verdict, again, items).encode()
+    # Nothing is signed, and no key made, for a bundle that nobody vouched for.
+    signer = _auditor(keys) if keys is not None and trusted is not None else None
+    durable.replace(out, page)
     data = {
         **bundle_json(verdict, again),
         "checklist": [item.json() for item in items],
         "report": str(out),
     }
     lines = [f"report     {out}"]
-    if statement is not None and keys is not None and trusted is not None:
-        key, new = _auditor(keys)
+    if statement is not None and signer is not None and trusted is not None:
+        key, new = signer
         _sign(statement, opened, verdict, again, items, trusted, key)
         data |= {"statement": str(statement), "auditor": key.public.fingerprint}
         lines += [

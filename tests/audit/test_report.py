@@ -203,9 +203,22 @@ def test_what_a_signer_wrote_is_text_and_never_markup() -> None:
     assert "\u202e" not in html  # nor may it turn the line around
 
 
+def test_a_hostile_file_name_stays_text_in_the_checklist_too() -> None:
+    hostile = replace(verdict(), subjects={HOSTILE: SHA}, checks=[HOSTILE])
+    html = render_bundle(hostile, None, checklist(hostile, codes=[HOSTILE]))
+    page = Page(html)
+    assert not {tag for tag, _ in page.elements} & {"script", "img"}
+    assert page.text.count('<script>alert("1")</script>') == 5  # twice as a file, check, code
+    assert "\u202e" not in html.split('id="checklist"')[1]
+
+
 def test_a_talkative_signer_cannot_swell_the_page() -> None:
     long = "x" * 100_000
-    html = render_bundle(verdict(limits=[long] * 1000, version=long))
+    talkative = replace(
+        verdict(limits=[long] * 1000, version=long),
+        subjects={f"{k}{long}": long for k in range(100)},
+    )
+    html = render_bundle(talkative, None, checklist(talkative, codes=[long] * 100))
     assert len(html.encode()) < 200_000
 
 
