@@ -111,10 +111,10 @@ class Meaning:
     @property
     def words(self) -> str:
         """How much that is, in one sentence."""
-        if self.true_positive_rate <= 0.05:
+        if self.true_positive_rate <= 0.05 and self.posterior <= 0.6:
             return "That is hardly better than guessing."
         if self.true_positive_rate <= 0.5:
-            return "That is a real limit: most attempts must fail."
+            return "That is a real limit: with so few wrong accusations, most attempts must fail."
         if self.true_positive_rate <= 0.9:
             return "That is a limit, but not a strong one."
         return (

@@ -41,7 +41,7 @@ def pld_epsilon(events: Iterable[Event], delta: float, adjacency: str = ADJACENC
             hint=f"use {ADJACENCY}, or {REPLACE_ONE} to compare",
             code="unsupported-adjacency",
         )
-    return _pld(merge(events), delta, adjacency=adjacency)
+    return _pld(merge(events), delta, DISCRETIZATION, adjacency)
 
 
 def rdp_epsilon(
@@ -77,7 +77,8 @@ def calibrate(sampling_rate: float, steps: int, epsilon: float, delta: float) ->
         return Event(sampling_rate, sigma, steps)
 
     def cost(sigma: float, interval: float = DISCRETIZATION) -> float:
-        return _pld((event(sigma),), delta, interval)
+        # With all arguments, as above: then the headline of what was calibrated is remembered.
+        return _pld((event(sigma),), delta, interval, ADJACENCY)
 
     # Cheap bounds on both sides keep the search where a loss distribution is small.
     high = _least(lambda sigma: accountant.epsilon([event(sigma)], delta) <= epsilon, 1e-2, 1e5)
@@ -122,8 +123,8 @@ def _least(holds: Callable[[float], bool], low: float, high: float) -> float | N
 def _pld(
     events: tuple[Event, ...],
     delta: float,
-    interval: float = DISCRETIZATION,
-    adjacency: str = ADJACENCY,
+    interval: float,
+    adjacency: str,
 ) -> float:
     if not events:
         return 0.0

@@ -65,6 +65,20 @@ def test_people_are_counted_up_and_never_down() -> None:
     assert (Meaning.of(1.0, 0.0).found, Meaning.of(1.0, 0.0).right) == (3, 74)
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "words"),
+    [
+        (0.1, "hardly better than guessing"),  # 1.1 % found, 52.5 % right
+        (1.5, "a real limit"),  # 4.5 % found, but 81.8 % right: not "hardly better"
+        (3.0, "a real limit"),  # 20 %
+        (4.0, "not a strong one"),  # e^4 * 0.01 = 54.6 %
+        (6.0, "rules out little"),  # 99.8 %
+    ],
+)
+def test_no_number_is_talked_up(epsilon: float, words: str) -> None:
+    assert words in Meaning.of(epsilon, 0.0).words
+
+
 @pytest.mark.parametrize(("sigma", "steps"), [(4.0, 4), (4.0, 50), (10.0, 100), (20.0, 1)])
 def test_the_curve_never_promises_more_than_the_best_attack_on_a_gaussian_takes(
     sigma: float, steps: int
