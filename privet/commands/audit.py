@@ -84,6 +84,8 @@ def _headline(verdict: Verdict) -> Any:
 
 
 def _print_verdict(data: dict[str, Any]) -> None:
+    from audit.wording import up
+
     print(f"{data['verdict']}: {data['name']}, epsilon {data['epsilon']} at delta {data['delta']}")
     if data["simulated"]:
         print("simulated: made with repeatable noise or nobody's data; it protects nobody")
@@ -97,7 +99,7 @@ def _print_verdict(data: dict[str, Any]) -> None:
     worst = max(data["clients"], key=lambda client: client["epsilon_filter"])
     print(
         f"most exposed client {worst['pseudonym'][:12]}…: {worst['rounds']} rounds, epsilon_filter "
-        f"{worst['epsilon_filter']:.4f} of policy.budget {worst['budget']:g}"
+        f"{up(worst['epsilon_filter'], 4)} of policy.budget {worst['budget']:g}"
     )
 
 
