@@ -17,6 +17,7 @@ from pathlib import Path
 
 from audit import receipt
 from audit.verify import verify
+from audit.wording import up
 from common.bundle import Trust
 from common.errors import EXIT_OK, EXIT_UNAUTHENTICATED, InputError, PrivetError
 
@@ -62,8 +63,9 @@ def _verify(options: argparse.Namespace, trust: Trust | None) -> None:
     for check in verdict.checks:
         print(f"  - {check}")
     print(
-        f"most exposed client {worst.pseudonym[:12]}…: epsilon {worst.epsilon_filter:.4f} of "
-        f"{worst.budget:g} at delta {worst.delta:g} ({', '.join(worst.noise)} noise)"
+        f"most exposed client {worst.pseudonym[:12]}…: epsilon_filter "
+        f"{up(worst.epsilon_filter, 4)} of policy.budget {worst.budget:g} at delta "
+        f"{worst.delta:g} ({', '.join(worst.noise)} noise)"
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from audit.wording import up
 from common.bundle import Bundle, Trust
 from common.canonical import CanonicalError, Json, decode, encode, parse_number
 from common.errors import InputError, TrustError
@@ -172,7 +173,7 @@ class Receipt:
             f"{self.entry.seq + 1} entries up to {self.entry.time}, signed by the client and the "
             f"coordinator\n"
             f"spent so far: Rényi cost {self.cost:.6g} at order {self.order}, which is "
-            f"epsilon_filter {self.epsilon(delta):.4f} at delta {delta:g}\n"
+            f"epsilon_filter {up(self.epsilon(delta), 4)} at delta {delta:g}\n"
             "This is one federation's spending on the data set; another's is in another receipt."
         )
 

@@ -98,8 +98,8 @@ class Policy:
                     f"{least.order}; or plan fewer rounds or more noise"
                 )
             raise BudgetError(
-                f"{plan.rounds} rounds{spare} would use epsilon {needed:.4g} of data set "
-                f"{self.dataset!r}, whose budget is {self.budget.epsilon:g} (delta "
+                f"{plan.rounds} rounds{spare} would use epsilon_filter {needed:.4g} of data set "
+                f"{self.dataset!r}, whose policy.budget is {self.budget.epsilon:g} (delta "
                 f"{self.budget.delta:g}, order {self.budget.order})",
                 hint=hint,
             )

@@ -17,7 +17,7 @@ from common.canonical import CanonicalError, Json, decode_lenient, encode
 from common.errors import TrustError
 from common.keys import PublicKey, SigningKey, b64
 
-# Payload types (DSSE) and the predicate type (in-toto). URIs that are nobody else's.
+# Payload types (DSSE) and predicate types (in-toto). URIs that are nobody else's.
 PLAN_TYPE = "application/vnd.privet.plan+json"
 REQUEST_TYPE = "application/vnd.privet.round-request+json"
 RECEIPT_TYPE = "application/vnd.privet.receipt+json"
@@ -28,6 +28,7 @@ CLOSED_TYPE = "application/vnd.privet.closed+json"
 INTOTO_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PRIVACY_PREDICATE = "urn:privet:attestation:privacy:v1"
+AUDIT_PREDICATE = "urn:privet:attestation:audit:v1"
 
 MAX_SIGNATURES = 16
 
@@ -127,11 +128,12 @@ class Envelope:
         return cls(kind, b64(document["payload"]), tuple(pairs))
 
 
-def privacy_statement(subjects: dict[str, str], predicate: Json) -> bytes:
-    """An in-toto Statement v1 that ties a privacy predicate to files by SHA-256.
+def statement(subjects: dict[str, str], predicate_type: str, predicate: Json) -> bytes:
+    """An in-toto Statement v1 that says something about files, by SHA-256: canonical bytes.
 
     Args:
         subjects: file name to SHA-256 (hex) of what the statement is about.
+        predicate_type: URI of what kind of thing it says.
         predicate: canonical JSON values; numbers as strings.
     """
     return encode(
@@ -141,25 +143,41 @@ def privacy_statement(subjects: dict[str, str], predicate: Json) -> bytes:
                 {"name": name, "digest": {"sha256": value}}
                 for name, value in sorted(subjects.items())
             ],
-            "predicateType": PRIVACY_PREDICATE,
+            "predicateType": predicate_type,
             "predicate": predicate,
         }
     )
 
 
-def read_privacy_statement(payload: bytes) -> tuple[dict[str, str], dict[str, Any]]:
-    """Subjects (name to SHA-256) and predicate of a *verified* statement payload."""
+def read_statement(
+    payload: bytes, predicate_type: str, what: str
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Subjects (name to SHA-256) and predicate of a *verified* payload; ``what`` names its kind.
+
+    Raises:
+        TrustError: it is malformed, or a statement of another kind.
+    """
     try:
         document = decode_lenient(payload)
-        if document["_type"] != STATEMENT_TYPE or document["predicateType"] != PRIVACY_PREDICATE:
-            raise TrustError("signed, but not a Privet privacy statement")
+        if document["_type"] != STATEMENT_TYPE or document["predicateType"] != predicate_type:
+            raise TrustError(f"signed, but not a Privet {what}")
         named = [(item["name"], item["digest"]["sha256"]) for item in document["subject"]]
         predicate = document["predicate"]
     except (ValueError, KeyError, TypeError) as error:
-        raise TrustError(f"malformed privacy statement: {error}") from error
+        raise TrustError(f"malformed {what}: {error}") from error
     subjects = dict(named) if all(isinstance(text, str) for pair in named for text in pair) else {}
     if not subjects or len(subjects) != len(named):
-        raise TrustError("malformed privacy statement: its subjects are not one digest for a name")
+        raise TrustError(f"malformed {what}: its subjects are not one digest for a name")
     if not isinstance(predicate, dict):
-        raise TrustError("malformed privacy statement: the predicate is not an object")
+        raise TrustError(f"malformed {what}: the predicate is not an object")
     return subjects, predicate
+
+
+def privacy_statement(subjects: dict[str, str], predicate: Json) -> bytes:
+    """:func:`statement` with a privacy predicate: what a release cost, as its signers claim."""
+    return statement(subjects, PRIVACY_PREDICATE, predicate)
+
+
+def read_privacy_statement(payload: bytes) -> tuple[dict[str, str], dict[str, Any]]:
+    """Subjects (name to SHA-256) and predicate of a *verified* privacy statement."""
+    return read_statement(payload, PRIVACY_PREDICATE, "privacy statement")

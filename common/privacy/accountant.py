@@ -1,8 +1,10 @@
 """What events cost, in Rényi differential privacy at integer orders: the standard library alone.
 
 The rule: an epsilon from this module is an upper bound under add-or-remove-one adjacency, and the
-same on every machine up to the last few bits. This is the accountant that the filter and an
-auditor's offline check run; :mod:`common.privacy.reference` is the independent second opinion.
+same on every machine up to the last few bits. Replace-one is refused: the formula is no bound
+under it. This is the accountant that the filter and an auditor's offline check run;
+:mod:`common.privacy.reference` is the independent second opinion. Costs are remembered by
+mechanism, so a thousand rounds of one plan take as long as one.
 
 Sources: Rényi cost of the subsampled Gaussian at an integer order: Mironov, Talwar, Zhang 2019
 (arXiv 1908.10530), section 3.3. Conversion to (epsilon, delta): Canonne, Kamath,
@@ -15,7 +17,8 @@ import math
 from collections.abc import Iterable
 from functools import lru_cache
 
-from common.privacy.events import Event, merge
+from common.errors import PlanError
+from common.privacy.events import ADJACENCY, Event, merge
 
 # Pinned: an epsilon is only reproducible together with the orders that it was minimised over.
 ORDERS: tuple[int, ...] = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512)
@@ -23,7 +26,6 @@ ORDERS: tuple[int, ...] = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 3
 _LARGEST = 1e300  # exponents and variances stay below this, short of where a float overflows
 
 
-@lru_cache(maxsize=4096)
 def step_cost(sampling_rate: float, noise_multiplier: float, order: int) -> float:
     """Rényi divergence bound of one step at an integer ``order`` >= 2.
 
@@ -32,19 +34,36 @@ def step_cost(sampling_rate: float, noise_multiplier: float, order: int) -> floa
     """
     if order < 2:
         raise ValueError(f"order must be an integer of at least 2, not {order}")
+    return _step_costs(sampling_rate, noise_multiplier, (order,))[0]
+
+
+@lru_cache(maxsize=4096)
+def _step_costs(
+    sampling_rate: float, noise_multiplier: float, orders: tuple[int, ...]
+) -> tuple[float, ...]:
+    """One step's cost at each of ``orders``: together, because they share most of the work."""
     q, variance = sampling_rate, min(noise_multiplier * noise_multiplier, _LARGEST)
-    if variance < order * order / _LARGEST:  # no noise, or too little for a finite cost
-        return math.inf
+    # No noise, or too little for a finite cost, is infinite.
+    finite = [order for order in orders if variance >= order * order / _LARGEST]
     if q == 1:
-        return order / (2 * variance)
+        return tuple(order / (2 * variance) if order in finite else math.inf for order in orders)
+    growth = [
+        k * math.log(q) + _log_expm1((k * k - k) / (2 * variance))
+        for k in range(2, max(finite, default=1) + 1)
+    ]
+    return tuple(
+        _subsampled_cost(order, growth, math.log1p(-q)) if order in finite else math.inf
+        for order in orders
+    )
+
+
+def _subsampled_cost(order: int, growth: list[float], log_absent: float) -> float:
+    """One order's cost; ``growth`` has the part of each term, from k = 2, that no order changes."""
     # The binomial weights add up to one, and the terms of k = 0 and 1 are weights alone. Taking
     # that one out leaves positive terms only: nothing cancels, however small q or the cost is.
     terms = [
-        _log_binomial(order, k)
-        + k * math.log(q)
-        + (order - k) * math.log1p(-q)
-        + _log_expm1((k * k - k) / (2 * variance))
-        for k in range(2, order + 1)
+        weight + grown + (order - k) * log_absent
+        for k, (weight, grown) in enumerate(zip(_log_binomials(order), growth, strict=False), 2)
     ]
     top = max(terms)
     log_excess = top + math.log(math.fsum(math.exp(term - top) for term in terms))
@@ -71,20 +90,51 @@ def conversion(order: int, delta: float) -> float:
     return math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
 
 
-def epsilon(events: Iterable[Event], delta: float) -> float:
+def epsilon(events: Iterable[Event], delta: float, adjacency: str = ADJACENCY) -> float:
     """The least epsilon over the pinned orders, for a schedule that was fixed in advance.
+
+    Raises:
+        PlanError: another adjacency than add-or-remove-one.
 
     >>> round(epsilon([Event(0.1, 1.0, 100)], 1e-5), 3)     # 7.904 with fractional orders too
     7.973
     """
-    merged = merge(events)
-    if not merged:
+    only_add_or_remove(adjacency)
+    return _epsilon(merge(events), delta)
+
+
+def only_add_or_remove(adjacency: str) -> None:
+    """Refuse to account for any adjacency but add-or-remove-one by Rényi orders.
+
+    Raises:
+        PlanError: says which accountant offers replace-one.
+    """
+    if adjacency != ADJACENCY:
+        raise PlanError(
+            f"Rényi accounting is for {ADJACENCY}, not {adjacency!r:.40}",
+            hint="replace-one is accounted for through PLD only, to compare; nothing is charged "
+            "or stated under it",
+            code="unsupported-adjacency",
+        )
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(events: tuple[Event, ...], delta: float) -> float:
+    if not events:
         return 0.0
+    costs = [
+        [event.steps * cost for cost in _step_costs(*_mechanism(event), ORDERS)] for event in events
+    ]
+    totals = [math.fsum(column) for column in zip(*costs, strict=True)]
     # Total variation is at most sqrt(1 - exp(-KL)), and KL at most any order's cost: where that
     # alone is below delta there is nothing left for epsilon to pay.
-    if delta * delta + math.expm1(-rdp(merged, 2)) > 0:
+    if delta * delta + math.expm1(-totals[ORDERS.index(2)]) > 0:
         return 0.0
-    return min(to_epsilon(rdp(merged, order), order, delta) for order in ORDERS)
+    return min(to_epsilon(cost, order, delta) for cost, order in zip(totals, ORDERS, strict=True))
+
+
+def _mechanism(event: Event) -> tuple[float, float]:
+    return event.sampling_rate, event.noise_multiplier
 
 
 def epsilon_floor(event: Event, delta: float) -> float:
@@ -144,6 +194,12 @@ def _log_expm1(x: float) -> float:
 def _log1p_exp(x: float) -> float:
     """log(1 + e^x), where e^x may be beyond a float."""
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+@lru_cache(maxsize=128)
+def _log_binomials(n: int) -> tuple[float, ...]:
+    """log of n over k, for k from 2 to n."""
+    return tuple(_log_binomial(n, k) for k in range(2, n + 1))
 
 
 def _log_binomial(n: int, k: int) -> float:

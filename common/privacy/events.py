@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from common.canonical import MAX_INTEGER, CanonicalError, Json, number, parse_number
 
 MECHANISM = "poisson-subsampled-gaussian"
-ADJACENCY = "add-or-remove-one"
+ADJACENCY = "add-or-remove-one"  # of everything that is charged, stated and signed
+REPLACE_ONE = "replace-one"  # to compare with work that states it; through PLD only
 
 
 @dataclass(frozen=True)

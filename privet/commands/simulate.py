@@ -59,6 +59,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from audit.wording import up
+
     privacy, device, model = summary["privacy"], summary["device"], summary["model"]
     held_out = ", held-out: simulation only" if summary["metrics"]["test"] == "held-out" else ""
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -66,9 +68,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("accuracy, global model", _percent(summary["metrics"]["accuracy"]) + held_out),
         ("accuracy, as the device runs it", _percent(device["accuracy"])),
         (
-            "epsilon spent, most exposed client",
-            f"{privacy['epsilon_spent']:.3f} at delta {privacy['delta']:g} "
-            f"(filter: {privacy['epsilon_filter']:.3f} of a budget of {privacy['budget']:g})",
+            "epsilon_spent, most exposed client",
+            f"{up(privacy['epsilon_spent'], 3)} at delta {privacy['delta']:g} (epsilon_filter "
+            f"{up(privacy['epsilon_filter'], 3)} of policy.budget {privacy['budget']:g})",
         ),
         ("noise", ", ".join(privacy["noise"]) + _protects_nobody(summary)),
         ("signatures", f"verified by the device: {model['name']} version {device['version']}"),

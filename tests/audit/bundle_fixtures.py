@@ -45,7 +45,7 @@ TERMS = {
     "simulated": False,
     "least_noise_multiplier": "0.0",
     "greatest_sampling_rate": "1.0",
-    "most_rounds": 10,
+    "most_rounds": 10**6,
 }
 TIME = "2026-01-01T00:00:00Z"
 

@@ -177,7 +177,7 @@ def test_an_owner_may_allow_more_and_each_spend_is_held_against_its_own_time() -
     most = check(bundle, trust_in(bundle), signatures=2).most_exposed
     assert (most.rounds, most.budget) == (2, 8.0)
     late = [*first, second[1], second[0]]
-    assert "entry 3: spent epsilon" in refusal(WORLD.bundle([late, WORLD.history(1)]))
+    assert "entry 3: epsilon_filter" in refusal(WORLD.bundle([late, WORLD.history(1)]))
 
 
 def test_another_plan_of_the_same_coordinator_is_charged_but_is_not_this_plans_round() -> None:

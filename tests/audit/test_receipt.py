@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from audit.receipt import MAX_BYTES, Receipt, read
+from audit.wording import up
 from common.bundle import Trust
 from common.canonical import decode, encode
 from common.errors import InputError, TrustError
@@ -145,7 +146,7 @@ def test_the_command_checks_a_receipt_with_the_standard_library(tmp_path: Path, 
     done = command("--trust", str(tmp_path / "trust.json"))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("verified\n")
-    assert f"epsilon_filter {filter_epsilon(ROUNDS * STEPS):.4f} at delta 1e-05" in done.stdout
+    assert f"epsilon_filter {up(filter_epsilon(ROUNDS * STEPS), 4)} at delta 1e-05" in done.stdout
     done = command("--json")
     assert done.returncode == 12
     assert json.loads(done.stdout)["verdict"] == "self-consistent, unauthenticated"

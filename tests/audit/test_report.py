@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from audit.checklist import checklist
+from audit.findings import LIMITS, bundle_json
 from audit.ledgers import Spend
-from audit.recompute import Recomputed, accountants, recompute
-from audit.report import LIMITS, Meaning, bundle_json, render_bundle, render_run
+from audit.recompute import Recomputed, accountants, recompute_all
+from audit.report import render_bundle, render_run
 from audit.verify import Verdict
 from common.canonical import number
 from common.data.schema import Schema
@@ -43,6 +44,7 @@ PLAN = Plan(
     release=Release("clinics"),
 )
 SHA = "ab" * 32
+HEAD = "5a" * 32
 HOSTILE = '<script>alert("1")</script><img src=https://evil.example/x onerror=alert(1)>\u202e'
 
 
@@ -83,6 +85,7 @@ def verdict(
             "accountants": {name: number(value) for name, value in STATED.items()},
             "simulated": any("simulated" in spend.noise for spend in clients),
             "limits": ["It says nothing about accuracy."],
+            "ledgers": {spend.pseudonym: {"head": HEAD, "entries": 7} for spend in clients},
             **claims,
         },
         clients=clients,
@@ -204,9 +207,22 @@ def test_what_a_signer_wrote_is_text_and_never_markup() -> None:
     assert "\u202e" not in html  # nor may it turn the line around
 
 
+def test_a_hostile_file_name_stays_text_in_the_checklist_too() -> None:
+    hostile = replace(verdict(), subjects={HOSTILE: SHA}, checks=[HOSTILE])
+    html = render_bundle(hostile, None, checklist(hostile, codes=[HOSTILE]))
+    page = Page(html)
+    assert not {tag for tag, _ in page.elements} & {"script", "img"}
+    assert page.text.count('<script>alert("1")</script>') == 5  # twice as a file, check, code
+    assert "\u202e" not in html.split('id="checklist"')[1]
+
+
 def test_a_talkative_signer_cannot_swell_the_page() -> None:
     long = "x" * 100_000
-    html = render_bundle(verdict(limits=[long] * 1000, version=long))
+    talkative = replace(
+        verdict(limits=[long] * 1000, version=long),
+        subjects={f"{k}{long}": long for k in range(100)},
+    )
+    html = render_bundle(talkative, None, checklist(talkative, codes=[long] * 100))
     assert len(html.encode()) < 200_000
 
 
@@ -281,37 +297,16 @@ def test_ids_are_unique_and_headings_in_order(run_page: str) -> None:
     assert ("html", {"lang": "en"}) in page.elements
 
 
-def test_the_attackers_numbers_are_those_of_the_two_bounds() -> None:
-    # epsilon = 1, delta = 0, a = 1 %: e * 0.01, against 1 - 0.99 / e = 0.64; and e / (1 + e).
-    weak = Meaning.of(1.0, 0.0)
-    assert weak.true_positive_rate == pytest.approx(0.0271828183, abs=1e-10)
-    assert weak.posterior == pytest.approx(0.7310585786, abs=1e-10)
-    # epsilon = 6: e^6 = 403.43 passes 1, so 1 - 0.98999 / 403.4287935 = 0.99754606 is the least.
-    strong = Meaning.of(6.0, 1e-5)
-    assert strong.true_positive_rate == pytest.approx(1 - 0.98999 / 403.4287935, abs=1e-10)
-    assert strong.posterior == pytest.approx((403.4287935 + 1e-5) / 404.4287935, abs=1e-10)
-    # epsilon = ln 2, delta = 0.1, a = 0.3: 2 * 0.3 + 0.1 = 0.7, 1 - (1 - 0.3 - 0.1) / 2 = 0.7.
-    both = Meaning.of(math.log(2), 0.1, 0.3)
-    assert both.true_positive_rate == pytest.approx(0.7)
-    assert both.posterior == pytest.approx(2.1 / 3)
-
-
-def test_no_privacy_at_all_means_that_the_attacker_always_wins_and_zero_that_it_guesses() -> None:
-    assert Meaning.of(1e6, 0.0).true_positive_rate == 1
-    assert Meaning.of(1e6, 0.0).posterior == 1
-    assert Meaning.of(0.0, 0.0).true_positive_rate == pytest.approx(0.01)
-    assert Meaning.of(0.0, 0.0).posterior == 0.5
-
-
 def test_bounds_on_the_page_are_rounded_up() -> None:
     stated = STATED["pld (dp-accounting)"]
     shown = re.search(r"ε = ([0-9.]+)", squeezed(render_bundle(verdict())))
     assert shown is not None
     assert stated <= float(shown.group(1)) < stated + 0.01
-    # 0.99754606 and 0.99752734 of the test above, in percent with one decimal.
+    # Of the pair (6, 1e-5) alone: 1 - 0.98999 / e^6 = 0.99754606, (e^6 + 1e-5) / (1 + e^6) =
+    # 0.99752738; in percent with one decimal.
     six = verdict(epsilon="6.0", accountants={"rdp (privet)": "7.0"})
     text = squeezed(render_bundle(six))
-    assert text.count("99.8 % at most") == 2
+    assert "The stated pair alone would allow 99.8 % and 99.8 %." in text
 
 
 def test_a_ledger_beyond_the_plan_is_pointed_out() -> None:
@@ -325,7 +320,7 @@ def test_the_page_says_what_was_computed_again_and_what_was_not() -> None:
     without = squeezed(render_bundle(verdict()))
     assert "not computed again by privacy loss distributions" in without
     assert without.count("not here") == 2  # both of dp-accounting's; our own is always computed
-    again = recompute(verdict())
+    again = recompute_all(verdict())
     with_ = squeezed(render_bundle(verdict(), again))
     assert "not here" not in with_
     assert "Computed again for this page" in with_
@@ -339,7 +334,8 @@ def test_the_filter_s_order_is_found_from_what_it_charged(order: int) -> None:
 
 def test_the_clients_are_listed_the_most_exposed_first() -> None:
     text = squeezed(render_bundle(verdict()))
-    rows = [text.rindex(name * 12) for name in "bca"]  # 4, 3 and 2 rounds
+    table = text.index("the most exposed first")
+    rows = [text.index(name * 12, table) for name in "bca"]  # 4, 3 and 2 rounds
     assert rows == sorted(rows)
 
 
@@ -391,6 +387,28 @@ def test_a_run_without_a_test_set_claims_no_accuracy() -> None:
 def test_the_json_says_the_same_as_the_page() -> None:
     data = bundle_json(verdict(authenticated=False), Recomputed(STATED, 1.0))
     assert data["verdict"] == "self-consistent, unauthenticated"
-    assert data["recomputed"]["spent"] == 1.0
-    assert data["meaning"]["false_positive_rate"] == 0.01
+    assert data["recomputed"]["epsilon_spent"] == 1.0
+    assert data["meaning"]["whole_curve"]["false_positive_rate"] == 0.01
+    assert data["ledgers"]["a" * 32] == {"head": HEAD, "entries": 7}
     assert set(LIMITS) < set(data["limits"])
+
+
+def test_every_ledger_s_head_is_named_and_the_most_exposed_in_full() -> None:
+    text = squeezed(render_bundle(verdict()))
+    assert text.count(f"{HEAD[:12]}…") == len(CLIENTS)
+    assert HEAD in text
+
+
+def test_the_checklist_shows_what_is_not_stated() -> None:
+    items = checklist(verdict(), recompute_all(verdict()), codes=[SHA])
+    html = render_bundle(verdict(), recompute_all(verdict()), items)
+    text = squeezed(html)
+    for item in items:
+        assert item.title in text
+        for answer in item.answers:
+            assert answer.field in text
+            assert answer.source in text
+    missing = [a for item in items for a in item.answers if a.value is None]
+    assert html.count('<b class="absent">not stated</b>') == len(missing) > 0
+    assert len(html.encode()) < 200_000
+    assert "What a privacy claim should state" not in squeezed(render_bundle(verdict()))

@@ -16,6 +16,7 @@ import pytest
 
 from audit.recompute import recompute
 from audit.verify import check, verify
+from audit.wording import up
 from common.bundle import Trust
 from common.canonical import digest, encode, number
 from common.errors import TrustError
@@ -286,7 +287,7 @@ def changed(position: int, **changes: object) -> list[tuple[Kind, Json]]:
         (WORLD.history()[1:2], "entry 0: spends on a plan that was not approved"),
         ([*WORLD.history()[1:2], WORLD.history()[0]], "entry 0: spends on a plan that was not"),
         (changed(0, plan="0" * 64), "entry 1: spends on a plan that was not approved"),
-        (WORLD.history(budget="3.5"), f"spent epsilon {filter_epsilon(4):.6g} of a budget of 3.5"),
+        (WORLD.history(budget="3.5"), f"epsilon_filter {filter_epsilon(4):.6g} is over policy"),
         (WORLD.history(budget="0.0"), "not a budget"),
         (WORLD.history(budget="-1.0"), "not a budget"),
         (WORLD.history(budget=8), "a number is written as a short string"),
@@ -500,7 +501,8 @@ def test_the_commands_exit_codes_tell_what_happened(path: Path, trust: Trust) ->
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("verified\n")
     assert (
-        f"epsilon {filter_epsilon(4):.4f} of 8 at delta 1e-05 (cryptographic noise)" in done.stdout
+        f"epsilon_filter {up(filter_epsilon(4), 4)} of policy.budget 8 at delta 1e-05 "
+        "(cryptographic noise)" in done.stdout
     )
 
     done = command("verify", path)

@@ -103,10 +103,10 @@ def test_a_plan_and_its_spare_rounds_must_fit_a_fresh_budget() -> None:
         if fits:
             policy.check_budget(PLAN)
         else:
-            with pytest.raises(BudgetError, match=r"would use epsilon 4\.338"):
+            with pytest.raises(BudgetError, match=r"would use epsilon_filter 4\.338"):
                 policy.check_budget(PLAN)
     # Two spare rounds are four steps more: 0.5.
-    with pytest.raises(BudgetError, match=r"5 rounds and 2 spare would use epsilon 4\.838"):
+    with pytest.raises(BudgetError, match=r"5 rounds and 2 spare would use epsilon_filter 4\.838"):
         replace(POLICY, budget=Budget(4.5, 1e-5, 4), spare_rounds=2).check_budget(PLAN)
 
 

@@ -105,7 +105,8 @@ def test_every_command_is_listed_and_has_help(capsys: Run) -> None:
     text = capsys.readouterr().out
     for word in ("simulate", "plan", "audit", "device", "version"):
         assert word in text
-    for command in ("simulate", "plan check", "audit verify", "audit report", "device init"):
+    audits = [f"audit {name}" for name in ("verify", "recompute", "explain", "report")]
+    for command in ("simulate", "plan check", *audits, "device init"):
         assert run([*command.split(), "--help"]) == 0
         assert "--format" in capsys.readouterr().out
 

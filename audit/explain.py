@@ -1,0 +1,395 @@
+"""What could an attacker learn? One page of plain language about one bundle's epsilon and delta.
+
+The rules: every number is computed from the bundle, by the standard library alone, and is an
+upper bound, rounded up. The attacker is the strongest that the definition knows: it sees everything
+that was released and knows every other record. What is not protected is said as plainly.
+
+A pair (epsilon, delta) is one point of what a mechanism discloses, and by itself rules out far less
+than the mechanism does. So the bounds here are the least over a whole curve of such pairs, each of
+which the same schedule satisfies, and the bound of the stated pair alone is given beside it.
+
+Sources: what (epsilon, delta) means for a test: Wasserman and Zhou 2010 (arXiv 0811.2501), theorem
+2.4; Kairouz, Oh and Viswanath 2015 (arXiv 1311.0776). A curve says more than its points: Dong, Roth
+and Su 2022 (arXiv 1905.02383). Groups: Vadhan 2017, "The Complexity of Differential Privacy", lemma
+2.2, before its geometric sum is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from audit.verify import Verdict, exposure
+from audit.wording import plain, up
+from common.canonical import Json, parse_number
+from common.privacy import accountant
+from common.privacy.events import ADJACENCY, Event
+
+FALSE_POSITIVE_RATE = 0.01
+# Pinned, and exact decimals: the curve is the same on every machine.
+CURVE = tuple(float(f"{digit}e-{places}") for places in range(10, 0, -1) for digit in (1, 2, 5))
+WIDTH = 79
+
+Point = tuple[float, float]  # (epsilon, delta)
+
+SOURCES = (
+    "Wasserman and Zhou 2010 (arXiv 0811.2501)",
+    "Kairouz, Oh and Viswanath 2015 (arXiv 1311.0776)",
+    "Dong, Roth and Su 2022 (arXiv 1905.02383)",
+    "Vadhan 2017, The Complexity of Differential Privacy, lemma 2.2",
+)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an attacker can do who has to say whether a record was used.
+
+    Args:
+        false_positive_rate: how often the attacker may accuse wrongly, in (0, 1).
+        true_positive_rate: greatest chance that such an attacker finds a record that was used.
+        posterior: greatest chance to be right for one that starts at 50 %.
+    """
+
+    false_positive_rate: float
+    true_positive_rate: float
+    posterior: float
+
+    @classmethod
+    def of(
+        cls, epsilon: float, delta: float, false_positive_rate: float = FALSE_POSITIVE_RATE
+    ) -> Meaning:
+        """The region of all tests between two neighbouring data sets (Kairouz et al. 2015).
+
+        (epsilon, delta)-DP is the same as, for every test with false positive rate a and true
+        positive rate b: b <= e^epsilon a + delta, and 1 - a <= e^epsilon (1 - b) + delta. Their sum
+        bounds the chance to be right from even odds, (1 - a + b) / 2, which is the posterior of
+        the truth on average: (e^epsilon + delta) / (1 + e^epsilon).
+
+        Args:
+            epsilon: >= 0.
+            delta: in [0, 1].
+            false_positive_rate: in (0, 1).
+
+        >>> meaning = Meaning.of(1.0, 1e-5)
+        >>> round(meaning.true_positive_rate, 5), round(meaning.posterior, 5)
+        (0.02719, 0.73106)
+        """
+        # Through exp(-epsilon), which cannot overflow.
+        small, accused = math.exp(-epsilon), false_positive_rate
+        growing = math.exp(min(epsilon, 700.0)) * accused + delta
+        shrinking = 1 - small * (1 - accused - delta)
+        return cls(
+            false_positive_rate=accused,
+            true_positive_rate=min(1.0, growing, shrinking),
+            posterior=min(1.0, (1 + delta * small) / (1 + small)),
+        )
+
+    @classmethod
+    def least(
+        cls, points: Iterable[Point], false_positive_rate: float = FALSE_POSITIVE_RATE
+    ) -> Meaning:
+        """What is left when every one of ``points`` holds: the least of each bound."""
+        each = [cls.of(epsilon, delta, false_positive_rate) for epsilon, delta in points]
+        return cls(
+            false_positive_rate=false_positive_rate,
+            true_positive_rate=min(meaning.true_positive_rate for meaning in each),
+            posterior=min(meaning.posterior for meaning in each),
+        )
+
+    @property
+    def found(self) -> int:
+        """Of 100 people whose record was used, how many the attacker finds at most."""
+        return _of_hundred(self.true_positive_rate)
+
+    @property
+    def right(self) -> int:
+        """Of 100 people about whom a coin decided, for how many the attacker is right at most."""
+        return _of_hundred(self.posterior)
+
+    @property
+    def words(self) -> str:
+        """How much that is, in one sentence."""
+        if self.true_positive_rate <= 0.05 and self.posterior <= 0.6:
+            return "That is hardly better than guessing."
+        if self.true_positive_rate <= 0.5:
+            return "That is a real limit: with so few wrong accusations, most attempts must fail."
+        if self.true_positive_rate <= 0.9:
+            return "That is a limit, but not a strong one."
+        return (
+            "By itself that rules out little. Attackers who know less do worse, but how much worse "
+            "is not something that this number promises."
+        )
+
+    def json(self) -> Json:
+        return {
+            "false_positive_rate": self.false_positive_rate,
+            "true_positive_rate": self.true_positive_rate,
+            "posterior": self.posterior,
+            "found_of_100": self.found,
+            "right_of_100": self.right,
+        }
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of being in the data, and what the attacker can do then."""
+
+    who: str
+    meaning: Meaning
+
+    def json(self) -> Json:
+        return {"who": self.who, **self.meaning.json()}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one bundle's privacy means.
+
+    Args:
+        name: the plan's.
+        authenticated: as in the verdict.
+        repeatable: the noise could be computed again: it protects nobody.
+        epsilon, delta: the headline.
+        unit: ``record`` or ``client``: what the limits are about.
+        stated: what the pair (epsilon, delta) alone allows.
+        meaning: what the whole curve allows, as computed here.
+        cases: people who are in the data more than once, the plain case first.
+        sections: heading and paragraphs of the page, in order.
+    """
+
+    name: str
+    authenticated: bool
+    repeatable: bool
+    epsilon: float
+    delta: float
+    unit: str
+    stated: Meaning
+    meaning: Meaning
+    cases: tuple[Case, ...]
+    sections: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def json(self) -> Json:
+        return {
+            "name": self.name,
+            "verdict": "verified" if self.authenticated else "self-consistent, unauthenticated",
+            "protects_nobody": self.repeatable,
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "unit": self.unit,
+            "adjacency": ADJACENCY,
+            "stated_pair_alone": self.stated.json(),
+            "whole_curve": self.meaning.json(),
+            "cases": [case.json() for case in self.cases],
+            "no_privacy": {"found_of_100": 100, "right_of_100": 100},
+            "blind_guess": {"found_of_100": 1, "right_of_100": 50},
+            "sections": [
+                {"heading": heading, "paragraphs": list(paragraphs)}
+                for heading, paragraphs in self.sections
+            ],
+            "sources": list(SOURCES),
+        }
+
+    def text(self) -> str:
+        """The page, in lines of at most ``WIDTH`` characters."""
+        parts = []
+        for heading, paragraphs in self.sections:
+            lines = [heading.upper()]
+            for paragraph in paragraphs:
+                hang = "  " if paragraph.startswith("- ") else ""
+                lines.append(textwrap.fill(paragraph, WIDTH, subsequent_indent=hang))
+            parts.append("\n".join(lines))
+        return "\n\n".join(parts)
+
+
+def explain(verdict: Verdict) -> Explanation:
+    """Explain a bundle that verifies.
+
+    Args:
+        verdict: from :func:`audit.verify.verify`; the page says first if nobody vouched for it.
+    """
+    plan, privacy = verdict.plan, verdict.plan.privacy
+    epsilon, delta = parse_number(verdict.claims["epsilon"]), privacy.delta
+    event = exposure(plan, verdict.clients)
+    # No claim among them: a headline that is too low must not lower what is computed here.
+    points = [(accountant.epsilon([event], delta), delta), *curve(event)]
+    bare = Explanation(
+        name=plan.name,
+        authenticated=verdict.authenticated,
+        repeatable=any("simulated" in client.noise for client in verdict.clients),
+        epsilon=epsilon,
+        delta=delta,
+        unit=privacy.unit,
+        stated=Meaning.of(epsilon, delta),
+        meaning=Meaning.least(points),
+        cases=_cases(event, points, privacy.unit, len(verdict.clients)),
+        sections=(),
+    )
+    return replace(bare, sections=_sections(bare, verdict))
+
+
+def curve(event: Event) -> list[Point]:
+    """Pairs (epsilon, delta) that ``event`` satisfies, by our Rényi accountant, delta rising."""
+    return [(accountant.epsilon([event], delta), delta) for delta in CURVE]
+
+
+def in_group(points: Iterable[Point], size: int) -> list[Point]:
+    """What holds for ``size`` records that come and go together, of what holds for each.
+
+    (k epsilon, delta (1 + e^epsilon + ... + e^((k - 1) epsilon))), by going there in k steps.
+
+    >>> [(epsilon, round(delta, 6)) for epsilon, delta in in_group([(1.0, 0.001)], 2)]
+    [(2.0, 0.003718)]
+    """
+    return [
+        (
+            size * epsilon,
+            min(1.0, delta * math.fsum(math.exp(min(j * epsilon, 700.0)) for j in range(size))),
+        )
+        for epsilon, delta in points
+    ]
+
+
+def _cases(event: Event, points: Sequence[Point], unit: str, clients: int) -> tuple[Case, ...]:
+    plain = Case(f"one {unit}", Meaning.least(points))
+    if unit != "record":
+        return (plain,)
+    together = [
+        Case(f"{size} records at one client", Meaning.least(in_group(points, size)))
+        for size in (2, 10)
+    ]
+    # The same person at several clients: their steps are composed, whoever took them.
+    apart = [
+        Case(
+            f"one record at each of {count} clients",
+            Meaning.least(curve(replace(event, steps=event.steps * count))),
+        )
+        for count in sorted({2, clients})
+        if 1 < count <= clients
+    ]
+    return (plain, *together, *apart)
+
+
+def _of_hundred(share: float) -> int:
+    """A greatest share as a number of people out of 100, rounded up."""
+    return min(100, math.ceil(100 * share - 1e-9))
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def _sections(it: Explanation, verdict: Verdict) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return (
+        ("What this is about", tuple(_about(it))),
+        ("What an attacker could learn", tuple(_could(it))),
+        ("What an attacker could not learn", tuple(_could_not(it))),
+        (f"One {it.unit} is not always one person", tuple(_people(it))),
+        ("What delta is", tuple(_delta(it))),
+        ("What is not protected at all", tuple(f"- {what}." for what in unprotected(verdict))),
+        ("Where this comes from", ("; ".join(SOURCES) + ".",)),
+    )
+
+
+def _about(it: Explanation) -> Iterable[str]:
+    if not it.authenticated:
+        yield (
+            "Nobody vouched for the keys in this bundle. Everything below is worth as much as the "
+            "word of whoever handed it over."
+        )
+    if it.repeatable:
+        yield (
+            "The noise of this run can be computed again by whoever knows its seed: it protects "
+            "nobody. What follows would hold for the same plan with cryptographic noise."
+        )
+    yield (
+        f"{it.name}: epsilon {up(it.epsilon)} at delta {plain(it.delta)}, for each {it.unit}, "
+        f"{ADJACENCY}. Epsilon compares two worlds that differ in one {it.unit}: in one it was "
+        "used, in the other it never was. The smaller epsilon is, the more alike they look to "
+        "anybody who sees everything that was released: every update, every model, this bundle."
+    )
+
+
+def _could(it: Explanation) -> Iterable[str]:
+    found, right = it.meaning.found, it.meaning.right
+    yield (
+        f"Take the strongest attacker there can be, who knows every other {it.unit}, and asks: was "
+        "this one used?"
+    )
+    yield (
+        f"- Of 100 people whose {it.unit} was used, an attacker who accepts one wrong accusation "
+        f"in 100 finds at most {found}. A blind guess finds 1; without any privacy it could be "
+        "all 100."
+    )
+    yield (
+        f"- Of 100 people about whom a coin decided whether they were used, the attacker is right "
+        f"about at most {right}. A blind guess is right about 50; without any privacy, 100."
+    )
+    yield it.meaning.words
+    if it.stated.found > found or it.stated.right > right:
+        yield (
+            "(Epsilon and delta alone, without the schedule behind them, would allow "
+            f"{it.stated.found} and {it.stated.right}.)"
+        )
+
+
+def _could_not(it: Explanation) -> Iterable[str]:
+    yield (
+        "Do better than that: by more computing, by knowing more, or by waiting for better "
+        "attacks. The limit is a property of the noise, not of what attackers are able to do "
+        f"today. And it limits the rest: who can hardly tell whether a {it.unit} was used can "
+        "hardly read from the model what was in it."
+    )
+    yield (
+        "It does not keep anybody from learning what is true of people in general. If the model "
+        "shows that a habit makes ill, it says so about all who have it, used or not: no "
+        f"{it.unit} caused that, and none could have prevented it by staying away."
+    )
+
+
+def _people(it: Explanation) -> Iterable[str]:
+    if it.unit != "record":
+        yield "The limits are for a whole client with all of its records, whoever they belong to."
+        return
+    yield (
+        "The limits above are for one record. Who has several records, or is known to several "
+        "clients, is protected less. At most so many of 100 people are found (with one wrong "
+        "accusation in 100), and the attacker is right about so many of 100 from even odds; these "
+        "are bounds, and where records come together they are loose ones:"
+    )
+    for case in it.cases:
+        yield f"- {case.who}: {case.meaning.found} found, {case.meaning.right} right"
+    yield (
+        "What the same data was used for in other federations comes on top, and is not in this "
+        "bundle."
+    )
+
+
+def _delta(it: Explanation) -> Iterable[str]:
+    one_in = math.floor((1 + 1e-12) / it.delta)  # 1 / 1e-5 is a hair below 100,000
+    yield (
+        f"A small chance that is left out of the promise of epsilon: here one in {one_in:,}. At "
+        "worst, a method with this delta could publish each record outright with that chance: of "
+        f"a client's 1,000 records, {up(1000 * it.delta)} are to be expected at most. So a client "
+        f"should hold far fewer than {one_in:,} records; how many it holds is not in the bundle, "
+        "on purpose. Gaussian noise does not fail all at once like that: what it gives away grows "
+        "slowly as luck gets worse, and the numbers of people above count all of it."
+    )
+
+
+def unprotected(verdict: Verdict) -> tuple[str, ...]:
+    """What no epsilon covers, as sentences without their full stop."""
+    plan = verdict.plan
+    rounds = max(client.rounds for client in verdict.clients)
+    return (
+        "That a site takes part, and in which rounds: the coordinator sees it",
+        f"The schedule: {plan.rounds} rounds planned, {rounds} charged to the most exposed client, "
+        "and every parameter of the plan",
+        f"What a record looks like: the schema, with {len(plan.schema.classes)} classes and their "
+        "names",
+        "When messages are sent, how long an answer takes, and how large it is",
+        "Roughly how much data a client has: one record more or less is hidden, a hundred times as "
+        "many are not",
+        "Anything on the machines that hold the data, and anything that a dishonest one lets out: "
+        "the ledgers show what was signed, not what was done",
+    )
