@@ -274,7 +274,8 @@ def _check_budget(entry: Entry, charged: Sequence[Event], terms: Json) -> None:
     spent = budget.spent(charged)
     if spent > budget.epsilon * (1 + TOLERANCE):
         raise TrustError(
-            f"entry {entry.seq}: epsilon_filter {spent:.6g} is over policy.budget {budget.epsilon:g}"
+            f"entry {entry.seq}: epsilon_filter {spent:.6g} is over policy.budget "
+            f"{budget.epsilon:g}"
         )
 
 
