@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from client.approval import approve
+from client.custody import Custody
 from client.home import Home
 from client.rounds import Client
 from common import durable
@@ -32,6 +33,7 @@ from server.home import Member
 
 COORDINATOR = SigningKey.from_seed(b"\x01" * 32)
 STRANGER = SigningKey.from_seed(b"\x02" * 32)
+OWNER = SigningKey.from_seed(b"\x03" * 32)
 FEDERATION = COORDINATOR.public.fingerprint
 RUN = "0123456789abcdef" * 2
 
@@ -63,7 +65,11 @@ PLAN = Plan(
     release=Release("answers"),
 )
 POLICY = Policy(
-    dataset="answers-2030", budget=Budget.of(20.0, 1e-5), spare_rounds=2, simulated=True
+    dataset="answers-2030",
+    budget=Budget.of(20.0, 1e-5),
+    spare_rounds=2,
+    approved_plans=(PLAN.digest,),  # counts in the guard; a custody keeps its own list
+    simulated=True,
 )
 SHAPES = {"weight": (2, 2), "bias": (2,)}
 HEADER = "height,weight,answer\n"
@@ -110,23 +116,30 @@ def make_home(
     seed: int | None = 7,
     coordinator: SigningKey = COORDINATOR,
 ) -> Home:
-    """A client's directory under ``path``, which approved ``plan``."""
+    """A client's directory under ``path``, whose owner approved ``plan``."""
     path.mkdir(parents=True, exist_ok=True)
     data = write_rows(path / f"{name}.csv", ROWS if rows is None else rows)
+    custody = Custody(path / "custody" / name)
     home = Home(
         path=path / "clients" / name,
         client=name,
         coordinator=coordinator.public,
-        ledger=path / "ledgers" / f"{name}.jsonl",
+        owner=OWNER.public,
+        custody=custody,
         keys=path / "keys",
         seed=seed,
-        policy=policy,
+        policy=custody.sign(replace(policy, dataset=f"{policy.dataset}.{name}"), OWNER),
         binding=Binding(source="csv", path=str(data)),
     )
     home.create()
     if plan is not None:
-        approve(home, signed(plan, coordinator))
+        approve(home, signed(plan, coordinator), OWNER)
     return home
+
+
+def put_in_force(home: Home, **changes: Any) -> Policy:
+    """The owner signs another policy for the data set of ``home``."""
+    return home.custody.sign(replace(home.terms(), **changes), OWNER)
 
 
 def make_client(path: Path, **options: Any) -> Client:
@@ -134,7 +147,8 @@ def make_client(path: Path, **options: Any) -> Client:
 
 
 def identity(home: Home) -> Identity:
-    return Identity.derive(KeyDirectory(home.keys).secret(home.client), home.federation)
+    secret = KeyDirectory(home.keys).secret(home.policy.dataset)
+    return Identity.derive(secret, home.federation)
 
 
 @dataclass(frozen=True)

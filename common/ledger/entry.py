@@ -37,11 +37,13 @@ class Kind(StrEnum):
     APPROVAL = "approval"  # the owner agreed to a plan: its terms, the code, the columns
     INTENT = "intent"  # about to draw noise: spent from here on, whatever happens
     DISCLOSURE = "disclosure"  # these bytes left, under that intent
+    POLICY = "policy"  # this version of the owner's policy was seen; the owner's alone, unpublished
     RECOVERY = "recovery"  # a torn last line was found and set aside
 
 
 BODY_FIELDS: dict[Kind, frozenset[str]] = {
-    Kind.APPROVAL: frozenset({"plan", "terms", "code", "model", "features"}),
+    Kind.APPROVAL: frozenset({"plan", "terms", "code", "model", "features", "policy", "data"}),
+    Kind.POLICY: frozenset({"version", "digest"}),
     Kind.INTENT: frozenset(
         {"plan", "run", "incarnation", "round", "request", "model", "event", "clipping_norm"}
         | {"divisor", "noise"}
@@ -195,5 +197,7 @@ def _check_body(kind: Kind, body: object) -> None:
         for field in ("round", "incarnation"):
             if type(body[field]) is not int or body[field] < 0:
                 raise CanonicalError(f"{kind.value}: {field} is not a count")
+    if kind is Kind.POLICY and (type(body["version"]) is not int or body["version"] < 1):
+        raise CanonicalError(f"{kind.value}: version is not a positive number")
     if kind is Kind.DISCLOSURE and type(body["intent"]) is not int:
         raise CanonicalError(f"{kind.value}: intent is not a sequence number")

@@ -110,6 +110,8 @@ class World:
             "code": "d" * 64,
             "model": "softmax",
             "features": ["pixels"],
+            "policy": "a" * 64,
+            "data": "b" * 64,
         }
 
     def history(self, rounds: int = ROUNDS, **terms: Any) -> list[tuple[Kind, Json]]:

@@ -12,6 +12,7 @@ from torch import nn
 from client import approval
 from client.approval import approve, approved_plans, code_digest
 from client.home import Home
+from client.records import records_digest
 from client.rounds import Client
 from common.canonical import decode, encode
 from common.data.schema import Column, Schema
@@ -22,6 +23,7 @@ from common.privacy.filter import Budget
 from common.statement import PLAN_TYPE, REQUEST_TYPE, Envelope
 from tests.world import (
     COORDINATOR,
+    OWNER,
     PLAN,
     POLICY,
     STRANGER,
@@ -47,7 +49,7 @@ def refuses(home: Home, envelope: bytes, error: type[PrivetError]) -> PrivetErro
     """The error of an approval that is refused; nothing on disk changed."""
     before = Snapshot.of(home.path.parent.parent)
     with pytest.raises(error) as caught:
-        approve(home, envelope)
+        approve(home, envelope, OWNER)
     assert Snapshot.of(home.path.parent.parent) == before
     return caught.value
 
@@ -58,9 +60,11 @@ def home(tmp_path: Path) -> Home:
 
 
 def test_an_approval_records_what_it_binds(home: Home) -> None:
-    assert approve(home, signed(PLAN)) == PLAN
+    assert approve(home, signed(PLAN), OWNER) == PLAN
     (entry,) = home.open_ledger().chain(home.federation)
     assert entry.kind is Kind.APPROVAL
+    who = home.open_ledger().identity(home.federation)
+    contents = records_digest(home, PLAN)
     assert entry.body == {
         "plan": PLAN.digest,
         "terms": {
@@ -68,17 +72,24 @@ def test_an_approval_records_what_it_binds(home: Home) -> None:
             "delta": "1e-05",
             "order": POLICY.budget.order,
             "spare_rounds": 2,
+            "least_noise_multiplier": "0.0",
+            "greatest_sampling_rate": "1.0",
+            "most_rounds": 10**6,
+            "valid_from": None,
+            "valid_until": None,
             "simulated": True,
         },
         "code": code_digest(),
         "model": "softmax",
         "features": ["height", "weight"],
+        "policy": who.commit("policy", home.terms().encode()),
+        "data": who.commit("data", encode([home.policy.dataset, contents.hex()])),
     }
     assert approved_plans(home) == {PLAN.digest: PLAN}
 
 
 def test_an_approval_names_neither_the_data_set_nor_a_path(home: Home) -> None:
-    approve(home, signed(PLAN))
+    approve(home, signed(PLAN), OWNER)
     line = home.ledger.read_text()
     assert POLICY.dataset not in line
     assert str(home.path.parent) not in line
@@ -86,16 +97,16 @@ def test_an_approval_names_neither_the_data_set_nor_a_path(home: Home) -> None:
 
 
 def test_approving_twice_records_once(home: Home) -> None:
-    approve(home, signed(PLAN))
+    approve(home, signed(PLAN), OWNER)
     before = home.ledger.read_bytes()
-    approve(home, signed(PLAN))
+    approve(home, signed(PLAN), OWNER)
     assert home.ledger.read_bytes() == before
 
 
 def test_code_that_changed_since_needs_a_new_approval(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    approve(home, signed(PLAN))
+    approve(home, signed(PLAN), OWNER)
     monkeypatch.setattr(approval, "code_digest", lambda: "0" * 64)
     before = home.ledger.read_bytes()
     with pytest.raises(Refusal) as caught:
@@ -103,7 +114,7 @@ def test_code_that_changed_since_needs_a_new_approval(
     assert caught.value.code == "not-approved"
     assert home.ledger.read_bytes() == before
 
-    approve(home, signed(PLAN))
+    approve(home, signed(PLAN), OWNER)
     Client(home).answer(ask().sign(COORDINATOR), model())
     kinds = [entry.kind for entry in home.open_ledger().chain(home.federation)]
     assert kinds == [Kind.APPROVAL, Kind.APPROVAL, Kind.INTENT, Kind.DISCLOSURE]
@@ -174,7 +185,7 @@ def test_spare_rounds_must_fit_the_budget_too(tmp_path: Path) -> None:
     tight = replace(POLICY, budget=Budget(need * 1.0001, 1e-5, POLICY.budget.order))
     refuses(make_home(tmp_path / "a", plan=None, policy=tight), signed(PLAN), BudgetError)
     exact = replace(tight, spare_rounds=0)
-    approve(make_home(tmp_path / "b", plan=None, policy=exact), signed(PLAN))
+    approve(make_home(tmp_path / "b", plan=None, policy=exact), signed(PLAN), OWNER)
 
 
 def test_what_was_spent_on_another_plan_leaves_less(tmp_path: Path) -> None:
@@ -220,7 +231,7 @@ def test_a_file_that_was_mended_is_read_again(tmp_path: Path) -> None:
     home = make_home(tmp_path, plan=None, rows=["9,9,yes"])
     refuses(home, signed(PLAN), DataError)
     write_rows(tmp_path / "clinic-a.csv", ["0.5,0.5,yes"])
-    approve(home, signed(PLAN))
+    approve(home, signed(PLAN), OWNER)
     write_rows(tmp_path / "clinic-a.csv", ["9,9,yes", "9,9,yes"])
     refuses(home, signed(replace(PLAN, name="later")), DataError)
 
@@ -244,7 +255,7 @@ def test_a_model_that_is_not_installed_here_is_refused(home: Home) -> None:
 
 def test_a_plan_with_other_columns_is_another_plan(home: Home) -> None:
     columns = (Column("height", -1.0, 1.0), Column("income", -1.0, 1.0))
-    approve(home, signed(PLAN))
+    approve(home, signed(PLAN), OWNER)
     schema = replace(PLAN.schema, columns=columns)
     refuses(home, signed(replace(PLAN, schema=schema)), DataError)
 
@@ -254,7 +265,8 @@ def test_a_seed_on_data_that_is_not_simulated_cannot_even_be_written(tmp_path: P
         make_home(tmp_path, plan=None, policy=replace(POLICY, simulated=False))
     assert caught.value.code == "seed-without-simulation"
     assert not (tmp_path / "clients").exists()
-    assert not (tmp_path / "ledgers").exists()
+    assert not (tmp_path / "keys").exists()
+    assert not (tmp_path / "custody" / "clinic-a" / "ledger.jsonl").exists()
 
 
 def test_a_seed_slipped_into_a_clients_file_is_refused_when_it_is_read(tmp_path: Path) -> None:
@@ -268,7 +280,7 @@ def test_a_seed_slipped_into_a_clients_file_is_refused_when_it_is_read(tmp_path:
 
 
 def test_a_plan_file_that_was_swapped_makes_the_client_unusable(home: Home) -> None:
-    approve(home, signed(PLAN))
+    approve(home, signed(PLAN), OWNER)
     (home.plans / f"{PLAN.digest}.json").write_bytes(signed(PLAN, STRANGER))
     with pytest.raises(TrustError):
         Client(home)

@@ -29,7 +29,15 @@ PLAN = "c" * 64
 
 
 def approval() -> dict:
-    return {"plan": PLAN, "terms": {}, "code": "d" * 64, "model": "softmax", "features": ["pixels"]}
+    return {
+        "plan": PLAN,
+        "terms": {},
+        "code": "d" * 64,
+        "model": "softmax",
+        "features": ["pixels"],
+        "policy": "a" * 64,
+        "data": "b" * 64,
+    }
 
 
 def intent(number: int) -> dict:

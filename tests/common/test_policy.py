@@ -27,7 +27,7 @@ PLAN = Plan(
     privacy=Privacy("local", 1.0, 4.0, 1.0, 2, 10.0, 1e-5),
     release=Release("p"),
 )
-POLICY = Policy("patients", Budget(8.0, 1e-5, 4))
+POLICY = Policy("patients", Budget(8.0, 1e-5, 4), approved_plans=(PLAN.digest,))
 
 
 def read(text: str) -> Policy:
@@ -135,7 +135,7 @@ def test_a_plan_of_very_many_rounds_is_refused_and_does_not_crash() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{}", b"[]", encode({**POLICY.json(), "schema_version": 2})]
+    [b"", b"{}", b"[]", encode({**POLICY.json(), "schema_version": 1})]
     + [encode({**POLICY.json(), "x": 1}), POLICY.encode() + b"\n"],
 )
 def test_bytes_that_are_no_policy_are_refused(data: bytes) -> None:

@@ -18,7 +18,7 @@ from common.config import NAME
 from common.data.binding import Binding
 from common.data.source import Records
 from common.errors import BudgetError, DataError, InputError, OperationError, PlanError, PrivetError
-from common.keys import KeyDirectory
+from common.keys import KeyDirectory, SigningKey
 from common.ledger import Kind
 from server.home import ServerHome
 from simulations import population
@@ -187,7 +187,7 @@ def secrets_of(keys: Path) -> list[bytes]:
 def test_no_private_key_is_inside_a_run(tmp_path: Path, experiment: Experiment) -> None:
     run = prepare(experiment, tmp_path / "run")
     secrets = secrets_of(run.keys)
-    assert len(secrets) == 3 + 3  # coordinator, approver, recovery, and three clients
+    assert len(secrets) == 3 + 3 + 3  # coordinator, approver, recovery; clients; their owners
     assert run.path not in run.keys.parents
     for file in run.path.rglob("*"):
         if file.is_file():
@@ -259,11 +259,11 @@ def test_a_preparation_that_breaks_off_halfway_leaves_nothing_behind(
 ) -> None:
     calls: list[Home] = []
 
-    def breaks(home: Home, envelope: bytes) -> object:
+    def breaks(home: Home, envelope: bytes, owner: SigningKey) -> object:
         calls.append(home)
         if len(calls) == client + 1:
             raise error
-        return approval.approve(home, envelope)
+        return approval.approve(home, envelope, owner)
 
     monkeypatch.setattr(population, "approve", breaks)
     with pytest.raises((OperationError, KeyboardInterrupt)):
