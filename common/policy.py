@@ -213,7 +213,10 @@ class Policy:
         """Read what :meth:`encode` wrote; :class:`PlanError` on anything else."""
         policy = cls.read(open_digested(data, "policy", SCHEMA_VERSION))
         if policy.encode() != data:
-            raise PlanError("the policy leaves something to a default: it cannot be signed")
+            raise PlanError(
+                "the policy leaves something to a default",
+                hint="have the owner sign it with privet client policy sign",
+            )
         return policy
 
     @classmethod

@@ -234,7 +234,10 @@ def _print_proposal(data: dict[str, Any]) -> None:
 
 
 def _print_outcome(data: dict[str, Any]) -> None:
-    print("approved" if data["approved"] else "not approved: this only shows what would be")
+    if data["already_approved"]:
+        print("approved already: nothing was changed")
+    else:
+        print("approved" if data["approved"] else "not approved: this only shows what would be")
 
 
 def _print_budget(data: dict[str, Any]) -> None:
