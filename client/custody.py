@@ -117,9 +117,8 @@ class Custody:
     def _seen(self) -> tuple[int, str] | None:
         """Version and digest of the latest policy that the ledger records."""
         for line in reversed(self._lines()):
-            if _SEEN in line:
-                body = _entry(line).body
-                return body["version"], body["digest"]
+            if _SEEN in line and (entry := _entry(line)).kind is Kind.POLICY:
+                return entry.body["version"], entry.body["digest"]
         return None
 
     def _lines(self) -> list[bytes]:

@@ -89,7 +89,16 @@ def _differences(old: Json, new: Json, place: str = "") -> Iterator[Change]:
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _differences(was, now, f"{words}: ")
         else:
-            yield Change(words, _text(was), _text(now), _remark(key, was, now))
+            yield Change(words, *_unlike(was, now), _remark(key, was, now))
+
+
+def _unlike(was: Any, now: Any) -> tuple[str, str]:
+    """Both values in words; of two lists only what the other lacks, if it lacks something."""
+    if isinstance(was, list) and isinstance(now, list):
+        gone = [item for item in was if item not in now]
+        come = [item for item in now if item not in was]
+        was, now = (gone, come) if gone or come else (was, now)
+    return _text(was), _text(now)
 
 
 def _text(value: Any) -> str:

@@ -127,7 +127,7 @@ def withdraw(
 
     here, key = _home(home), owner_key(owner_keys)
     terms = here.terms()
-    found = [digest for digest in terms.approved_plans if digest.startswith(plan)]
+    found = [digest for digest in terms.approved_plans if plan and digest.startswith(plan)]
     if len(found) != 1:
         raise InputError(
             f"{len(found)} approved plans begin with {plan!r}",

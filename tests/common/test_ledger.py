@@ -319,6 +319,20 @@ def test_a_disclosure_needs_an_intent_that_is_still_open() -> None:
             verify_chain([first, orphan], who.key.public)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"version": 0, "digest": ""}, {"version": True, "digest": ""}, {"version": "1"}]
+    + [{"version": 1, "digest": "a", "more": 1}],
+    ids=str,
+)
+def test_a_policy_that_was_seen_has_a_version_and_a_digest(body: dict) -> None:
+    who = Identity.derive(SECRET, A)
+    good = Entry.sign(who, A, None, Kind.POLICY, {"version": 1, "digest": "a" * 64}, "t")
+    assert Entry.from_json(good.json()) == good
+    with pytest.raises(TrustError):
+        Entry.from_json({**good.json(), "body": body})
+
+
 def test_an_entry_of_another_federation_does_not_belong() -> None:
     who = Identity.derive(SECRET, A)
     first = Entry.sign(who, A, None, Kind.INTENT, intent(1), "t")

@@ -18,6 +18,7 @@ from common.plan import Plan
 from common.statement import PLAN_TYPE, Envelope
 from common.wire import RoundRequest, digest_arrays
 from privet.cli import run
+from privet.owning import Change, _differences
 from server.home import COORDINATOR
 from simulations.experiment import Experiment
 from simulations.population import Run, prepare
@@ -207,7 +208,7 @@ def test_a_withdrawn_plan_is_approved_no_longer(
     prepared: Run, where: list[str], tmp_path: Path, capsys: Out
 ) -> None:
     (plan,) = home_of(prepared).policy.approved_plans
-    for wrong in ("zz", plan + "0"):
+    for wrong in ("", "zz", plan + "0"):
         arguments = ["client", "withdraw", wrong, *where]
         code, error = unchanged(tmp_path, lambda given=arguments: call(capsys, *given))
         assert (code, error["code"]) == (4, "no-such-plan")
@@ -338,3 +339,16 @@ def test_a_full_disk_approves_nothing(
         tmp_path, lambda: call(capsys, "client", "approve", plan, *where, "--yes")
     )
     assert (code, error["code"]) == (1, "disk-full")
+
+
+def test_of_two_lists_only_what_differs_is_shown() -> None:
+    columns = [{"name": name, "lower": "0.0", "upper": "1.0"} for name in ("age", "weight")]
+    wider = [columns[0], {**columns[1], "upper": "2.0"}]
+    for old, new, was, now in (
+        (columns, columns[:1], "weight (lower 0.0 upper 1.0)", "none"),
+        (columns, wider, "weight (lower 0.0 upper 1.0)", "weight (lower 0.0 upper 2.0)"),
+        (["no", "yes"], ["yes", "no"], "no, yes", "yes, no"),
+    ):
+        (change,) = _differences({"schema": {"x": old}}, {"schema": {"x": new}})
+        assert change == Change("schema: x", was, now)
+    assert not list(_differences({"schema": {"x": columns}}, {"schema": {"x": list(columns)}}))

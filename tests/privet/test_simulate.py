@@ -322,7 +322,7 @@ def test_a_process_that_is_killed_resumes_by_the_command_line(
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run(
         arguments,
-        env={**environment, durable.FAULT_VARIABLE: "95"},
+        env={**environment, durable.FAULT_VARIABLE: "131"},
         capture_output=True,
         text=True,
         check=False,

@@ -180,6 +180,33 @@ def test_a_prepared_run_holds_a_home_for_everybody(tmp_path: Path, experiment: E
     assert again == run
 
 
+def test_each_simulated_owner_signs_a_policy_of_their_own(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    run = prepare(experiment, tmp_path / "run")
+    homes = [Home.read(path) for path in sorted(run.clients.iterdir())]
+    assert len({home.owner.fingerprint for home in homes}) == 3
+    for home in homes:
+        assert run.owner(home.client).load("owner").public == home.owner
+        assert home.ledger == run.ledger(home.client)
+        assert sorted(file.name for file in home.custody.path.iterdir()) == [
+            "ledger.jsonl",
+            "policy.dsse.json",
+        ]
+        assert home.policy.approved_plans == (experiment.plan.digest,)
+        assert home.policy.version == 2
+
+
+def test_a_long_data_set_id_leaves_each_owner_an_id_of_its_own(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    policy = replace(experiment.policy, dataset="d" * 64)
+    run = prepare(replace(experiment, policy=policy), tmp_path / "run")
+    ids = {Home.read(path).policy.dataset for path in run.clients.iterdir()}
+    assert len(ids) == 3
+    assert all(NAME.fullmatch(name) for name in ids)
+
+
 def secrets_of(keys: Path) -> list[bytes]:
     return [file.read_bytes() for file in keys.rglob("*") if file.is_file()]
 
