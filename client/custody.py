@@ -79,7 +79,8 @@ class Custody:
             raise TrustError(
                 f"{self.policy_file} is not a policy that the data owner "
                 f"{owner.fingerprint[:16]}… signed: {error}",
-                hint="put back the owner's policy, or have the owner sign a new one",
+                hint="put back the owner's policy; or remove the file, sign the terms anew and "
+                "approve plans again",
                 code="policy-not-the-owners",
             ) from error
         try:
