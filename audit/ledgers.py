@@ -261,6 +261,10 @@ def _check_terms(entry: Entry, plan: Plan, terms: Json, rounds: int) -> None:
             rounds > plan.rounds + terms["spare_rounds"],
             "more rounds than the plan has, spare ones included",
         ),
+        (
+            not (terms["valid_from"] or "") <= entry.time[:10] <= (terms["valid_until"] or "9"),
+            "outside of the period that the owner allows",
+        ),
     ]
     for is_broken, what in broken:
         if is_broken:

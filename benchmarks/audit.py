@@ -146,6 +146,8 @@ def _chain(plan: Plan, who: Identity, coordinator: SigningKey, rounds: int) -> l
         "least_noise_multiplier": "0.0",
         "greatest_sampling_rate": "1.0",
         "most_rounds": 10**6,
+        "valid_from": None,
+        "valid_until": None,
     }
     add(
         Kind.APPROVAL,

@@ -3,56 +3,152 @@
 The rule: everything that depends on the data is checked here, once, before approval, and where
 nobody but the owner sees the answer. From then on a round's errors depend on nothing but public
 facts. An approval binds the plan's digest (privacy parameters, model, schema), the digest of the
-code that will run, and the names of the features; a change to any of them needs a new approval.
+code that will run, the names of the features, and the owner's public terms; a change to any of them
+needs a new approval. A row more, or a policy that differs in nothing public, does not.
+
+An approval has two halves, and nothing is usable with one of them: the owner signs a policy that
+lists the plan, and the ledger records what was agreed to. They are written in this order: the plan
+(inert), the policy (no entry yet: the guard refuses), the entry. After a kill the command is
+repeated.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from client.guard import is_approved
+from client.guard import is_approved, latest_approval
 from client.home import Home
-from client.records import check_records
+from client.records import check_records, records_digest
 from common import durable
-from common.canonical import Json, number
-from common.errors import BudgetError
-from common.ledger import Kind
+from common.canonical import Json, encode, number
+from common.errors import BudgetError, InputError, PlanError, TrustError
+from common.keys import Identity, SigningKey
+from common.ledger import Entry, Kind, Ledger
 from common.plan import Plan
-from common.policy import Policy
+from common.policy import MAX_APPROVED, Policy
 from common.privacy.events import Event
 from common.statement import PLAN_TYPE, Envelope
 
 
-def approve(home: Home, envelope: bytes) -> Plan:
-    """Check a signed plan against policy, budget, code and data; then record the owner's approval.
+@dataclass(frozen=True)
+class Proposal:
+    """What an approval of a plan would mean, after everything was judged.
+
+    Args:
+        plan: what would be approved.
+        policy: the owner's terms, as they stand.
+        bound: what an approval would bind; see :func:`what_is_bound`.
+        before: what the last approval in this federation bound, of whichever plan; None: none yet.
+        spent: events on the data set so far, across all federations.
+        rounds_left: rounds that this plan may still be asked, spare ones included, >= 0.
+        approved: exactly this is approved already.
+    """
+
+    plan: Plan
+    policy: Policy
+    bound: Json
+    before: Json | None
+    spent: tuple[Event, ...]
+    rounds_left: int
+    approved: bool
+
+    @property
+    def epsilon_before(self) -> float:
+        """``epsilon_filter`` of what was spent so far."""
+        return self.policy.budget.spent(self.spent)
+
+    @property
+    def epsilon_after(self) -> float:
+        """``epsilon_filter`` once the plan used all of its rounds, spare ones included."""
+        asked = [self.plan.privacy.event(self.rounds_left)] if self.rounds_left else []
+        return self.policy.budget.spent([*self.spent, *asked])
+
+
+def examine(home: Home, envelope: bytes, now: str | None = None) -> Proposal:
+    """Judge a signed plan as :func:`approve` would, and record nothing.
 
     Args:
         home: the client's directory.
         envelope: the plan as the coordinator signed it.
+        now: the clock, UTC, ISO 8601 with a ``Z``; the machine's if omitted.
 
     Raises:
-        TrustError: not signed by this client's coordinator.
-        PlanError: malformed, below a floor, or with a model that cannot be trained privately.
+        TrustError: not signed by this client's coordinator; or the policy or ledger is unusable.
+        PlanError: malformed, outside of the owner's terms, or with a model that cannot be trained
+            privately.
         DataError: the data does not fit the plan's schema.
         BudgetError: what is left does not cover the plan and its spare rounds.
     """
-    plan = read_plan(home, envelope)
-    home.policy.check(plan)
-    home.policy.check_budget(plan)
-    check_records(home, plan)
+    plan = _judge_data(home, envelope, now)
+    return _propose(home, plan, home.read_ledger(), now)
+
+
+def approve(
+    home: Home,
+    envelope: bytes,
+    owner: SigningKey,
+    now: str | None = None,
+    shown: Proposal | None = None,
+) -> Plan:
+    """Judge a signed plan, have the owner's policy list it, and record the approval.
+
+    Approving what is approved already changes nothing.
+
+    Args:
+        owner: the data owner's key, whose public half the home pins.
+        shown: what the owner looked at before agreeing; None: nobody was asked.
+
+    Raises:
+        TrustError: ``wrong-owner``; ``changed-meanwhile``: no longer what was shown; and whatever
+            :func:`examine` raises.
+        OperationError: the disk refused; the plan is not approved.
+    """
+    if owner.public != home.owner:
+        raise TrustError(
+            f"the key {owner.public.fingerprint[:16]}… is not the data owner's, "
+            f"{home.owner.fingerprint[:16]}…",
+            hint="name the key directory of the owner whom this client was set up for",
+            code="wrong-owner",
+        )
+    plan = _judge_data(home, envelope, now)
+    contents = records_digest(home, plan)
     ledger = home.open_ledger()
-    with ledger.locked():
-        chain = ledger.chain(home.federation)
-        bound = what_is_bound(home, plan)
-        if is_approved(chain, bound):
+    with ledger.locked(), home.custody.held():
+        proposal = _propose(home, plan, ledger, now)
+        if shown and (shown.policy, shown.bound) != (proposal.policy, proposal.bound):
+            raise TrustError(
+                "the policy or the code changed since this was shown",
+                hint="run the command again and look at what it shows now",
+                code="changed-meanwhile",
+            )
+        if proposal.approved:
             return plan
-        _check_left(home, plan, ledger.spent())
+        policy = _listing(proposal.policy, plan)
         durable.replace(home.plans / f"{plan.digest}.json", envelope)
-        body = {**bound, "terms": public_terms(home.policy), "policy": "0" * 64, "data": "0" * 64}
+        home.custody.write(policy, owner)
+        home.custody.note(ledger, policy)
+        body = approval_body(proposal.bound, ledger.identity(home.federation), policy, contents)
         ledger.append(home.federation, Kind.APPROVAL, body)
     return plan
+
+
+def approval_body(bound: Json, who: Identity, policy: Policy, contents: bytes) -> Json:
+    """What the ledger records of an approval: what it binds, and commitments to the rest.
+
+    Args:
+        who: the client in this federation, whose salt hides what is committed to.
+        contents: SHA-256 of the client's records.
+    """
+    data = encode([policy.dataset, contents.hex()])
+    return {
+        **bound,
+        "policy": who.commit("policy", policy.encode()),
+        "data": who.commit("data", data),
+    }
 
 
 def read_plan(home: Home, envelope: bytes) -> Plan:
@@ -61,15 +157,23 @@ def read_plan(home: Home, envelope: bytes) -> Plan:
 
 
 def approved_plans(home: Home) -> dict[str, Plan]:
-    """The plans in this client's directory, by digest, signatures checked again."""
-    plans = (read_plan(home, path.read_bytes()) for path in sorted(home.plans.glob("*.json")))
+    """The plans in this client's directory, by digest, signatures checked again.
+
+    Each was approved once. Whether it still is, policy and ledger say.
+    """
+    try:
+        envelopes = [path.read_bytes() for path in sorted(home.plans.glob("*.json"))]
+    except OSError as error:
+        raise InputError(f"cannot read the plans in {home.plans}: {error.strerror}") from error
+    plans = (read_plan(home, envelope) for envelope in envelopes)
     return {plan.digest: plan for plan in plans}
 
 
-def what_is_bound(home: Home, plan: Plan) -> Json:
+def what_is_bound(home: Home, plan: Plan, policy: Policy) -> Json:
     """What an approval given now would bind; an approval of anything else does not count."""
     return {
         "plan": plan.digest,
+        "terms": public_terms(policy),
         "code": code_digest(),
         "model": home.binding.models.get(plan.model, plan.model),
         "features": [column.name for column in plan.schema.columns] or ["pixels"],
@@ -83,11 +187,18 @@ def public_terms(policy: Policy) -> Json:
         "delta": number(policy.budget.delta),
         "order": policy.budget.order,
         "spare_rounds": policy.spare_rounds,
-        "simulated": policy.simulated,
         "least_noise_multiplier": number(policy.least_noise_multiplier),
         "greatest_sampling_rate": number(policy.greatest_sampling_rate),
         "most_rounds": policy.most_rounds,
+        "valid_from": policy.valid_from.isoformat() if policy.valid_from else None,
+        "valid_until": policy.valid_until.isoformat() if policy.valid_until else None,
+        "simulated": policy.simulated,
     }
+
+
+def stands(chain: Sequence[Entry], policy: Policy, bound: Json) -> bool:
+    """Whether exactly this is approved now: listed by the policy, and the plan's last approval."""
+    return bound["plan"] in policy.approved_plans and is_approved(chain, bound)
 
 
 @lru_cache(maxsize=1)
@@ -102,13 +213,54 @@ def code_digest() -> str:
     return hasher.hexdigest()
 
 
-def _check_left(home: Home, plan: Plan, spent: list[Event]) -> None:
-    policy = home.policy
-    whole = plan.privacy.event(plan.rounds + policy.spare_rounds)
-    if not policy.budget.admits(spent, whole):
+def _judge_data(home: Home, envelope: bytes, now: str | None) -> Plan:
+    """What takes long, and needs no lock: the terms, the records and the model."""
+    plan, policy = read_plan(home, envelope), home.terms()
+    policy.check_terms(plan, now)
+    policy.check_budget(plan)
+    check_records(home, plan)
+    return plan
+
+
+def _propose(home: Home, plan: Plan, ledger: Ledger, now: str | None) -> Proposal:
+    policy, chain = home.terms(), ledger.chain(home.federation)
+    policy.check_terms(plan, ledger.now(now))
+    policy.check_budget(plan)
+    last, bound = latest_approval(chain), what_is_bound(home, plan, policy)
+    asked = sum(e.kind is Kind.INTENT and e.body["plan"] == plan.digest for e in chain)
+    proposal = Proposal(
+        plan=plan,
+        policy=policy,
+        bound=bound,
+        before={name: last.body[name] for name in bound} if last else None,
+        spent=tuple(ledger.spent()),
+        rounds_left=max(0, plan.rounds + policy.spare_rounds - asked),
+        approved=stands(chain, policy, bound),
+    )
+    if not proposal.approved:
+        _check_left(proposal)
+    return proposal
+
+
+def _listing(policy: Policy, plan: Plan) -> Policy:
+    """The next version of a policy, which lists the plan."""
+    others = tuple(digest for digest in policy.approved_plans if digest != plan.digest)
+    if len(others) >= MAX_APPROVED:
+        raise PlanError(
+            f"the policy lists {len(others)} approved plans, the most there can be",
+            hint="end some with privet client withdraw",
+        )
+    approved = (*others, plan.digest)
+    return replace(policy, version=policy.version + 1, approved_plans=approved)
+
+
+def _check_left(proposal: Proposal) -> None:
+    policy, plan = proposal.policy, proposal.plan
+    if proposal.epsilon_after > policy.budget.epsilon:
+        spent = proposal.spent
         left = policy.budget.steps_left(spent, plan.privacy.event()) // plan.privacy.steps
         raise BudgetError(
-            f"the plan needs {plan.rounds} rounds and {policy.spare_rounds} spare; what is left of "
-            f"data set {policy.dataset!r} covers {left}",
+            f"the plan needs {proposal.rounds_left} rounds, up to {policy.spare_rounds} of them "
+            f"spare; what is left of data set {policy.dataset!r} covers {left}",
             hint="plan fewer rounds, or ask the data owner for more",
         )

@@ -67,6 +67,7 @@ def judge(
     spent: Iterable[Event],
     noise: str,
     bound: Json,
+    now: str,
 ) -> Admission:
     """Decide on a request whose signature is already verified.
 
@@ -82,7 +83,9 @@ def judge(
         chain: this federation's ledger entries.
         spent: events on this data set, across all federations.
         noise: which stream would be used, ``cryptographic`` or ``simulated``.
-        bound: what would run now (plan, code, model, features), as an approval would record it.
+        bound: what would run now (plan, terms, code, model, features), as an approval would record
+            it.
+        now: the present, UTC, ISO 8601 with a ``Z``: the clock's, or the ledger's if that is later.
 
     Raises:
         Refusal: its ``code`` is all that the server learns.
@@ -105,9 +108,9 @@ def judge(
     if not 1 <= request.round <= plan.rounds:
         raise Refusal(f"round {request.round} is not in the plan", code="stale-round")
     try:
-        policy.check(plan)
+        policy.check(plan, now)
     except PlanError as error:
-        raise Refusal(str(error), code="below-floor") from error
+        raise Refusal(str(error), code=error.code) from error
     if noise == "simulated" and not policy.simulated:
         raise Refusal("repeatable noise on data that is not simulated", code="below-floor")
 
@@ -171,13 +174,18 @@ def intent_body(
     }
 
 
+def latest_approval(chain: Sequence[Entry], plan: str | None = None) -> Entry | None:
+    """The last approval in a federation's chain, of one plan (its digest) or of any."""
+    for entry in reversed(chain):
+        if entry.kind is Kind.APPROVAL and plan in (None, entry.body["plan"]):
+            return entry
+    return None
+
+
 def is_approved(chain: Sequence[Entry], bound: Json) -> bool:
-    """Whether the owner approved exactly this: an earlier plan or earlier code does not count."""
-    return any(
-        entry.kind is Kind.APPROVAL
-        and all(entry.body[name] == value for name, value in bound.items())
-        for entry in chain
-    )
+    """Whether the last approval of this plan is of exactly this: earlier terms do not count."""
+    entry = latest_approval(chain, bound["plan"])
+    return entry is not None and all(entry.body[name] == value for name, value in bound.items())
 
 
 def _retry(admission: Admission, noise: str, chain: Sequence[Entry], intent: Entry) -> Admission:

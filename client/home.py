@@ -1,11 +1,13 @@
 """Where does a client keep what it is? A directory: its name, its data, its terms.
 
-The rule: everything here is local and the owner's. Paths, the data binding, the policy and the seed
-of a simulation come from this directory and from nowhere else; no message, plan or run
-configuration can name another. Private keys are not here: ``client.json`` names the key directory.
+The rule: everything here is local and the owner's. Paths, the data binding, the custody of the data
+set and the seed of a simulation come from this directory and from nowhere else; no message, plan or
+run configuration can name another. Policy and ledger lie in the custody, together: whoever names a
+data set's policy spends on its ledger. Private keys are not here: ``client.json`` names the key
+directory.
 
-    client.json    name, the coordinator's key, where ledger and keys are, a seed if simulated
-    policy.json    what the owner allows
+    client.json    name, the coordinator's key, the owner's key and data set, where custody and
+                   keys are, a seed if simulated
     binding.json   where the data is
     rows.npy       which of its rows are this client's (simulations share one source)
     plans/         approved plans, as the coordinator signed them
@@ -19,16 +21,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from client.custody import Custody
 from common import durable
 from common.canonical import CanonicalError, decode, encode
 from common.config import Table
 from common.data.binding import Binding
-from common.errors import InputError, PlanError, PrivetError
+from common.errors import InputError, OperationError, PlanError, PrivetError, TrustError
 from common.keys import KeyDirectory, PublicKey
 from common.ledger import Ledger
 from common.policy import Policy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the owner's key, the data set, the custody
 HOME_VARIABLE = "PRIVET_CLIENT_HOME"
 
 
@@ -40,16 +43,20 @@ class Home:
         path: the directory.
         client: the name it enrolled under.
         coordinator: whose requests it may serve; the federation's name is this key's fingerprint.
-        ledger: the ledger file.
-        keys: the key directory; the client's secret is stored there under its name.
+        owner: whose policies count, and nobody else's; pinned when the home is made.
+        custody: where the data set's policy and ledger are.
+        keys: the key directory; the secret of the data set's ledger is stored there, under the
+            data set's id: clients of two federations over one data set share it.
         seed: for repeatable noise; only with a policy that says ``simulated``.
-        policy, binding: see their modules.
+        policy: as it stood when the home was read; :meth:`terms` reads it again.
+        binding: see its module.
     """
 
     path: Path
     client: str
     coordinator: PublicKey
-    ledger: Path
+    owner: PublicKey
+    custody: Custody
     keys: Path
     seed: int | None
     policy: Policy
@@ -58,6 +65,10 @@ class Home:
     @property
     def federation(self) -> str:
         return self.coordinator.fingerprint
+
+    @property
+    def ledger(self) -> Path:
+        return self.custody.ledger
 
     @property
     def plans(self) -> Path:
@@ -71,29 +82,66 @@ class Home:
     def rows(self) -> Path:
         return self.path / "rows.npy"
 
-    def open_ledger(self) -> Ledger:
-        return Ledger(self.ledger, KeyDirectory(self.keys).secret(self.client))
-
     def terms(self) -> Policy:
-        """The policy as it stands now: an owner may narrow it while the client runs."""
-        return Policy.decode(_read_bytes(self.path / "policy.json"))
+        """The policy as it stands now: an owner may replace it while the client runs.
+
+        Raises:
+            InputError, PlanError, TrustError: as :meth:`~client.custody.Custody.policy`.
+            TrustError: ``another-data-set``.
+        """
+        version = version_of(self.custody.policy_file)
+        policy = _signed_policy(self.custody, self.owner, version)
+        self.custody.check_not_older(policy)
+        if policy.dataset != self.policy.dataset:
+            raise _another_data_set(self.path, self.policy.dataset, policy)
+        return policy
+
+    def read_ledger(self) -> Ledger:
+        """The data set's ledger, verified."""
+        return Ledger(self.ledger, KeyDirectory(self.keys).secret(self.policy.dataset))
+
+    def open_ledger(self) -> Ledger:
+        """The data set's ledger, to work with: it records which policy is in force."""
+        policy, ledger = self.terms(), self.read_ledger()
+        with ledger.locked():
+            self.custody.note(ledger, policy)
+        return ledger
 
     def create(self) -> None:
-        """Write this home and its empty ledger. The directory must not exist yet."""
+        """Write this home. The directory must not exist yet; the custody must hold the policy.
+
+        The first home over a data set makes its ledger and the ledger's secret.
+
+        Raises:
+            OperationError: the directory is in use, or the disk refused.
+            TrustError: the policy is not the owner's, or the ledger is missing or another's.
+            PlanError: ``seed-without-simulation``, or another policy is in force.
+        """
         if self.seed is not None and not self.policy.simulated:
             raise _seed_without_simulation(self.path)
+        if self.custody.policy(self.owner) != self.policy:
+            raise PlanError(f"{self.custody.path} holds another policy than this home was given")
+        if self.path.exists():
+            raise OperationError(
+                f"there is already something at {self.path}",
+                hint="name another directory",
+                code="home-exists",
+            )
+        if not self.ledger.exists():
+            secret = KeyDirectory(self.keys).create_secret(self.policy.dataset)
+            Ledger.create(self.ledger, secret)
+        self.open_ledger()
         with durable.disk_errors(self.path):
             for directory in (self.path, self.plans, self.outbox):
                 directory.mkdir(parents=True)
-            self.ledger.parent.mkdir(parents=True, exist_ok=True)
-        Ledger.create(self.ledger, KeyDirectory(self.keys).create_secret(self.client))
-        durable.replace(self.path / "policy.json", self.policy.encode())
         durable.replace(self.path / "binding.json", encode(self.binding.json()))
         document = {
             "schema_version": SCHEMA_VERSION,
             "client": self.client,
             "coordinator": self.coordinator.text(),
-            "ledger": os.path.relpath(self.ledger, self.path),
+            "owner": self.owner.text(),
+            "dataset": self.policy.dataset,
+            "custody": os.path.relpath(self.custody.path, self.path),
             "keys": str(self.keys.absolute()),
         }
         if self.seed is not None:
@@ -105,14 +153,20 @@ class Home:
         """Read a client's directory; a typed error says what is missing or contradictory."""
         document = Table(_read_json(path / "client.json"), source=str(path / "client.json"))
         document.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
+        owner = PublicKey.from_text(document.text("owner"))
+        custody = Custody((path / document.text("custody")).resolve())
+        dataset, policy = document.name("dataset"), custody.policy(owner)
+        if policy.dataset != dataset:
+            raise _another_data_set(path, dataset, policy)
         home = cls(
             path=path,
             client=document.name("client"),
             coordinator=PublicKey.from_text(document.text("coordinator")),
-            ledger=(path / document.text("ledger")).resolve(),
+            owner=owner,
+            custody=custody,
             keys=Path(document.text("keys")),
             seed=document.integer("seed", low=0, high=2**53 - 1) if document.has("seed") else None,
-            policy=Policy.decode(_read_bytes(path / "policy.json")),
+            policy=policy,
             binding=Binding.decode(_read_bytes(path / "binding.json")),
         )
         document.done()
@@ -165,6 +219,15 @@ def _homes(path: Path, version: tuple[int, ...] | None) -> list[Path]:  # noqa: 
     return sorted(entry.parent for entry in path.glob("*/client.json"))
 
 
+@lru_cache(maxsize=256)
+def _signed_policy(
+    custody: Custody,
+    owner: PublicKey,
+    version: tuple[int, ...] | None,  # noqa: ARG001  (a policy that was replaced is read again)
+) -> Policy:
+    return custody.signed_policy(owner)
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -179,6 +242,14 @@ def _read_json(path: Path) -> dict[str, object]:
         return decode(_read_bytes(path))
     except CanonicalError as error:
         raise PlanError(f"{path}: {error}") from error
+
+
+def _another_data_set(path: Path, dataset: str, policy: Policy) -> TrustError:
+    return TrustError(
+        f"{path} is a client over data set {dataset!r}, and the policy is for {policy.dataset!r}",
+        hint="put back the policy of that data set; another one needs a home of its own",
+        code="another-data-set",
+    )
 
 
 def _seed_without_simulation(path: Path) -> PrivetError:

@@ -6,6 +6,7 @@ rows, and nothing is learned from the rows on the way: bounds are the schema's, 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +51,17 @@ def check_records(home: Home, plan: Plan) -> None:
     model = _model(home, plan)
     blank = fixed_features(model, plan.schema, np.zeros((1, *plan.schema.shape), np.float32))
     check_trainable(model.network, torch.from_numpy(np.array(blank)))
+
+
+def records_digest(home: Home, plan: Plan) -> bytes:
+    """SHA-256 of what this client would train on: 32 bytes, for a salted commitment alone."""
+    source = _source(home, plan)
+    rows = _rows(home, len(source.labels))
+    hasher = hashlib.sha256()
+    for array in (source.features[rows], source.labels[rows]):
+        hasher.update(f"{array.dtype.str} {array.shape}\n".encode())
+        hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.digest()
 
 
 def records_for_round(home: Home, plan: Plan) -> TrainingSet:

@@ -8,20 +8,22 @@ point wastes budget at worst. The same request gets the same bytes again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from client.approval import approved_plans, what_is_bound
-from client.guard import Admission, check_seen, judge, read_request
+from client.guard import Admission, check_seen, judge, latest_approval, read_request
 from client.home import Home, version_of
 from client.records import TrainingSet, engine_of, network_of, records_for_round
 from common import durable
-from common.errors import Refusal, TrustError
+from common.errors import InputError, PlanError, Refusal, TrustError
 from common.keys import Identity
 from common.ledger import Entry, Head, Kind, Ledger, merkle
 from common.ledger.entry import spent_json
 from common.plan import Plan
+from common.policy import Policy
 from common.privacy.noise import CRYPTOGRAPHIC, SIMULATED, Stream
 from common.wire import (
     Arrays,
@@ -100,7 +102,7 @@ class Client:
             if all(_countersigned(entry) < closing.entries for entry in chain):
                 body = {
                     "countersigned": {"entries": closing.entries, "signature": closing.signature},
-                    "spent": spent_json(chain, self.home.terms().budget.order),
+                    "spent": spent_json(chain, _order(chain)),
                 }
                 self._ledger.append(federation, Kind.COUNTERSIGNATURE, body)
         head, proof = self._head(closing.entries)
@@ -118,6 +120,7 @@ class Client:
 
     def _judge(self, request: RoundRequest, arrays: Arrays) -> Admission:
         plan = self._plans.get(request.plan)
+        policy = self._policy()
         return judge(
             request,
             arrays,
@@ -126,12 +129,27 @@ class Client:
             coordinator=self.home.coordinator,
             plans=self._plans,
             shapes=self._shapes(plan) if plan else {},
-            policy=self.home.terms(),
+            policy=policy,
             chain=self._ledger.chain(self.home.federation),
             spent=self._ledger.spent(),
             noise=SIMULATED if self.home.seed is not None else CRYPTOGRAPHIC,
-            bound=what_is_bound(self.home, plan) if plan else {},
+            bound=what_is_bound(self.home, plan, policy) if plan else {},
+            now=self._ledger.now(),
         )
+
+    def _policy(self) -> Policy:
+        """The owner's terms as they stand, recorded once seen, so that no older ones come back."""
+        try:
+            policy = self.home.terms()
+            self.home.custody.note(self._ledger, policy)
+        except (InputError, PlanError, TrustError) as error:
+            # Which of them it is, is no business of the server's.
+            raise Refusal(
+                f"the owner's policy cannot be used: {error}",
+                hint=error.hint,
+                code="policy-unusable",
+            ) from error
+        return policy
 
     def _train(self, admission: Admission, arrays: Arrays) -> Arrays:
         plan, round_ = admission.plan, admission.request.round
@@ -240,6 +258,14 @@ def _closing(envelope: bytes, home: Home) -> Closing:
     if closing.client != home.client:
         raise Refusal("the closing is for another client", code="wrong-client")
     return closing
+
+
+def _order(chain: Sequence[Entry]) -> int:
+    """The order that the last approval adds up at."""
+    approval = latest_approval(chain)
+    if approval is None:
+        raise Refusal("nothing was ever approved here", code="not-approved")
+    return int(approval.body["terms"]["order"])
 
 
 def _countersigned(entry: Entry) -> int:

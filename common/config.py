@@ -7,6 +7,7 @@ both.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -14,6 +15,7 @@ import sys
 import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from common.errors import InputError, PlanError
 MAX_FILE_BYTES = 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _HEADER = re.compile(r"\s*\[+\s*([^\]#]+?)\s*\]+")
 _KEY = re.compile(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=")
 _MISSING: Any = object()
@@ -95,6 +98,16 @@ class Table:
         if len(set(value)) != len(value):
             raise self.error(key, f"{key} names the same thing twice")
         return tuple(value)
+
+    def day(self, key: str) -> date | None:
+        """A day, as TOML writes it or as a text ``YYYY-MM-DD``; None if absent."""
+        value = self._take(key, None)
+        if isinstance(value, str) and _DATE.fullmatch(value):
+            with contextlib.suppress(ValueError):
+                value = date.fromisoformat(value)
+        if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
+            return value
+        raise self.error(key, f"{key} must be a day", hint=f"write {key} = 2030-12-31")
 
     def integers(self, key: str, *, low: int, high: int) -> tuple[int, ...]:
         value = self._take(key, _MISSING)

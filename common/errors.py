@@ -109,8 +109,9 @@ class Refusal(TrustError):
     """A client's guard declined a request. Only ``code`` leaves the client.
 
     Codes: ``malformed``, ``bad-signature``, ``wrong-client``, ``not-approved``, ``wrong-model``,
-    ``below-floor``, ``stale-round``, ``forfeited``, ``no-rounds-left``, ``budget-exhausted``,
-    ``ledger-unusable``, ``ledger-rolled-back``, ``ledger-forked``.
+    ``below-floor``, ``outside-period``, ``other-columns``, ``policy-unusable``, ``stale-round``,
+    ``forfeited``, ``no-rounds-left``, ``budget-exhausted``, ``ledger-unusable``,
+    ``ledger-rolled-back``, ``ledger-forked``.
     """
 
     code = "refused"

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from common import durable
-from common.canonical import digest
+from common.canonical import digest, encode
 from common.errors import OperationError, TrustError
 
 _RAW = serialization.Encoding.Raw
@@ -100,13 +101,30 @@ class Identity:
 
     pseudonym: str
     key: SigningKey
+    salt: bytes = field(default=b"", repr=False)
 
     @classmethod
     def derive(cls, secret: bytes, federation: str) -> Identity:
         return cls(
             pseudonym=_derive(secret, f"privet/pseudonym/{federation}", 16).hex(),
             key=SigningKey.from_seed(_derive(secret, f"privet/ledger-key/{federation}", 32)),
+            salt=_derive(secret, f"privet/commitment-salt/{federation}", 32),
         )
+
+    def commit(self, purpose: str, what: bytes) -> str:
+        """A commitment that can be opened later and tells nobody anything before: 64 hex digits.
+
+        HMAC-SHA-256 under a salt of this federation alone. Without the salt, whoever can guess a
+        small data set could test the guess; with one salt for all, federations could be linked.
+
+        Args:
+            purpose: what kind of thing it is, so that no two kinds share a commitment.
+            what: the bytes that are committed to.
+        """
+        if len(self.salt) != 32:
+            raise TrustError("an identity without its salt cannot commit to anything")
+        message = b"privet/commitment/v1\n" + encode([purpose]) + b"\n" + what
+        return hmac.digest(self.salt, message, "sha256").hex()
 
 
 class KeyDirectory:

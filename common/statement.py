@@ -19,6 +19,7 @@ from common.keys import PublicKey, SigningKey, b64
 
 # Payload types (DSSE) and predicate types (in-toto). URIs that are nobody else's.
 PLAN_TYPE = "application/vnd.privet.plan+json"
+POLICY_TYPE = "application/vnd.privet.policy+json"
 REQUEST_TYPE = "application/vnd.privet.round-request+json"
 RECEIPT_TYPE = "application/vnd.privet.receipt+json"
 HELLO_TYPE = "application/vnd.privet.hello+json"

@@ -20,7 +20,7 @@ def check_plan(plan: Plan, policy: Policy) -> dict[str, Any]:
     Raises:
         PlanError: the policy's floors forbid the plan.
     """
-    policy.check(plan)
+    policy.check_terms(plan)
     privacy, budget = plan.privacy, policy.budget
     declared = accountants(plan.event(), privacy.delta)
     with_spare = [privacy.event(plan.rounds + policy.spare_rounds)]

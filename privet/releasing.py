@@ -131,7 +131,7 @@ def _chains(run: Run, home: ServerHome) -> dict[str, list[Entry]]:
     """What each client's ledger says of this federation, by pseudonym."""
     federation = home.signing_key().public.fingerprint
     return {
-        member.pseudonym: read_federation(run.ledgers / f"{member.name}.jsonl", federation)
+        member.pseudonym: read_federation(run.ledger(member.name), federation)
         for member in home.members.values()
     }
 

@@ -1,8 +1,9 @@
 """Who are the clients, and what do they hold? A data set is dealt out to directories.
 
-The rule: a simulated client is a real one. It has its own key, policy, approval and ledger, and
-runs the same code; only its rows come from a share of one data set, and its coordinator lives next
-door. How rows are dealt depends on the seed and the data set alone.
+The rule: a simulated client is a real one. It has its own key, ledger and approval, under a policy
+that an owner of its own signed, and runs the same code; only its rows come from a share of one data
+set, and its coordinator lives next door. How rows are dealt depends on the seed and the data set
+alone.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.approval import approve
+from client.custody import OWNER, Custody
 from client.home import Home
 from common import durable
 from common.canonical import encode
 from common.data.binding import Binding, load_training
 from common.data.source import Records
 from common.errors import DataError, InputError
-from common.keys import Identity, KeyDirectory
+from common.keys import KeyDirectory
 from common.models.registry import build
 from common.statement import PLAN_TYPE, Envelope
 from server.home import COORDINATOR, Member, ServerHome
@@ -48,8 +50,8 @@ class Run:
         return self.path / "clients"
 
     @property
-    def ledgers(self) -> Path:
-        return self.path / "ledgers"
+    def custodies(self) -> Path:
+        return self.path / "custody"
 
     @property
     def experiment(self) -> Path:
@@ -62,6 +64,18 @@ class Run:
     def party(self, name: str) -> KeyDirectory:
         """The key directory of one party: coordinator, approver, recovery or clients."""
         return KeyDirectory(self.keys / name)
+
+    def owner(self, client: str) -> KeyDirectory:
+        """The key directory of the simulated owner of one client's data."""
+        return KeyDirectory(self.keys / "owner" / client)
+
+    def custody(self, client: str) -> Custody:
+        """Where the policy and the ledger of one client's data are."""
+        return Custody(self.custodies / client)
+
+    def ledger(self, client: str) -> Path:
+        """The ledger file of one client's data."""
+        return self.custody(client).ledger
 
 
 def prepare(
@@ -81,7 +95,7 @@ def prepare(
     """
     check_free(out)
     plan, policy = experiment.plan, experiment.policy
-    policy.check(plan)
+    policy.check_terms(plan)
     policy.check_budget(plan)
     build(plan.model, plan.schema, seed=0, bindings=experiment.binding.models)  # it exists and fits
     ensure(experiment.binding)
@@ -124,23 +138,27 @@ def _fill(
     envelope = Envelope.sign(PLAN_TYPE, plan.encode(), [coordinator]).encode()
     durable.replace(run.plan_envelope, envelope)
     durable.replace(run.experiment, _experiment_bytes(experiment))
+    (run.keys / "owner").mkdir(mode=0o700)
     members: dict[str, Member] = {}
     for done, (name, rows) in enumerate(shares.items(), start=1):
+        owner, custody = run.owner(name).create(OWNER), run.custody(name)
+        # The end of a long id gives way, not the name: each owner's data set has an id of its own.
+        dataset = f"{experiment.policy.dataset[: 63 - len(name)]}.{name}"
         home = Home(
             path=run.clients / name,
             client=name,
             coordinator=coordinator.public,
-            ledger=run.ledgers / f"{name}.jsonl",
+            owner=owner.public,
+            custody=custody,
             keys=run.keys / "clients",
             seed=settings.seed,
-            policy=replace(experiment.policy, dataset=f"{experiment.policy.dataset}.{name}"[:64]),
+            policy=custody.sign(replace(experiment.policy, dataset=dataset), owner),
             binding=experiment.binding,
         )
         home.create()
         np.save(home.rows, rows)
-        approve(home, envelope)
-        secret = KeyDirectory(home.keys).secret(name)
-        identity = Identity.derive(secret, coordinator.public.fingerprint)
+        approve(home, envelope, owner)
+        identity = home.read_ledger().identity(home.federation)
         members[name] = Member(name, identity.pseudonym, identity.key.public)
         progress(done, len(shares))
     ServerHome(

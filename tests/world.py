@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from client.approval import approve
+from client.custody import Custody
 from client.home import Home
 from client.rounds import Client
 from common import durable
 from common.data.binding import Binding
 from common.data.schema import Column, Schema
 from common.keys import Identity, KeyDirectory, SigningKey
-from common.ledger import Entry, Head, merkle
+from common.ledger import Entry, Head, Ledger, merkle
 from common.plan import Cohort, Optimizer, Plan, Privacy, Release
 from common.policy import Policy
 from common.privacy.filter import Budget
@@ -34,6 +35,7 @@ from server.home import Member
 
 COORDINATOR = SigningKey.from_seed(b"\x01" * 32)
 STRANGER = SigningKey.from_seed(b"\x02" * 32)
+OWNER = SigningKey.from_seed(b"\x03" * 32)
 FEDERATION = COORDINATOR.public.fingerprint
 RUN = "0123456789abcdef" * 2
 
@@ -65,7 +67,11 @@ PLAN = Plan(
     release=Release("answers"),
 )
 POLICY = Policy(
-    dataset="answers-2030", budget=Budget.of(20.0, 1e-5), spare_rounds=2, simulated=True
+    dataset="answers-2030",
+    budget=Budget.of(20.0, 1e-5),
+    spare_rounds=2,
+    approved_plans=(PLAN.digest,),  # counts in the guard; a custody keeps its own list
+    simulated=True,
 )
 SHAPES = {"weight": (2, 2), "bias": (2,)}
 HEADER = "height,weight,answer\n"
@@ -136,24 +142,34 @@ def make_home(
     seed: int | None = 7,
     coordinator: SigningKey = COORDINATOR,
 ) -> Home:
-    """A client's directory under ``path``, which approved ``plan``."""
+    """A client's directory under ``path``, whose owner approved ``plan``."""
     path.mkdir(parents=True, exist_ok=True)
     data = write_rows(path / f"{name}.csv", ROWS if rows is None else rows)
+    custody = Custody(path / "custody" / name)
     home = Home(
         path=path / "clients" / name,
         client=name,
         coordinator=coordinator.public,
-        ledger=path / "ledgers" / f"{name}.jsonl",
+        owner=OWNER.public,
+        custody=custody,
         keys=path / "keys",
         seed=seed,
-        policy=policy,
+        policy=custody.sign(replace(policy, dataset=f"{policy.dataset}.{name}"), OWNER),
         binding=Binding(source="csv", path=str(data)),
     )
+    if not home.ledger.exists() and (seed is None or policy.simulated):
+        KeyDirectory(home.keys).create_secret(home.policy.dataset)
+        (home.keys / home.policy.dataset).write_bytes(secret_of(name))
+        Ledger.create(home.ledger, secret_of(name))
     home.create()
-    (home.keys / name).write_bytes(secret_of(name))
     if plan is not None:
-        approve(home, signed(plan, coordinator))
+        approve(home, signed(plan, coordinator), OWNER)
     return home
+
+
+def put_in_force(home: Home, **changes: Any) -> Policy:
+    """The owner signs another policy for the data set of ``home``."""
+    return home.custody.sign(replace(home.terms(), **changes), OWNER)
 
 
 def make_client(path: Path, **options: Any) -> Client:
@@ -161,7 +177,8 @@ def make_client(path: Path, **options: Any) -> Client:
 
 
 def identity(home: Home) -> Identity:
-    return Identity.derive(KeyDirectory(home.keys).secret(home.client), home.federation)
+    secret = KeyDirectory(home.keys).secret(home.policy.dataset)
+    return Identity.derive(secret, home.federation)
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,14 @@ class Kind(StrEnum):
     INTENT = "intent"  # about to draw noise: spent from here on, whatever happens
     DISCLOSURE = "disclosure"  # these bytes left, under that intent
     COUNTERSIGNATURE = "countersignature"  # the run is over; the coordinator vouches for its end
+    POLICY = "policy"  # this version of the owner's policy was seen; the owner's alone, unpublished
     RECOVERY = "recovery"  # a torn last line was found and set aside
 
 
 BODY_FIELDS: dict[Kind, frozenset[str]] = {
     # ``policy`` and ``data`` are salted commitments: they can be opened, and say nothing closed.
     Kind.APPROVAL: frozenset({"plan", "terms", "code", "model", "features", "policy", "data"}),
+    Kind.POLICY: frozenset({"version", "digest"}),
     Kind.INTENT: frozenset(
         {"plan", "run", "incarnation", "round", "request", "model", "event", "clipping_norm"}
         | {"divisor", "noise", "spent", "countersigned"}
@@ -225,8 +227,10 @@ def _check_body(kind: Kind, body: object) -> None:
         raise CanonicalError(f"{kind.value}: other fields than {sorted(BODY_FIELDS[kind])}")
     if kind is Kind.INTENT:
         Event.from_json(body["event"])
-    for field in {"round", "incarnation", "intent"} & set(body):
+    for field in {"round", "incarnation", "intent", "version"} & set(body):
         _check_count(kind, field, body[field])
+    if body.get("version") == 0:
+        raise CanonicalError(f"{kind.value}: versions begin at 1")
     if "spent" in body:
         spent = _fields(kind, body, "spent", {"order", "cost"})
         _check_count(kind, "order", spent["order"])

@@ -44,6 +44,7 @@ class Ledger:
         self.path = path
         self._secret = secret
         self._identities: dict[str, Identity] = {}
+        self._entries: list[Entry] = []
         self._chains: dict[str, list[Entry]] = {}
         self._link = GENESIS
         self._time = ""
@@ -95,9 +96,19 @@ class Ledger:
         """One federation's entries, oldest first."""
         return tuple(self._chains.get(federation, ()))
 
-    def now(self) -> str:
-        """The present: the clock, or the last entry's time if the clock was set back behind it."""
-        return max(now(), self._time)
+    def entries(self) -> tuple[Entry, ...]:
+        """Everybody's entries, in the order in which they happened."""
+        return tuple(self._entries)
+
+    def now(self, clock: str | None = None) -> str:
+        """The present: the clock, but never before what is recorded here.
+
+        A clock that is set back does not reopen a period. One that ran ahead closes it for as long.
+
+        Args:
+            clock: UTC, ISO 8601 with a ``Z``; the machine's if omitted.
+        """
+        return max(clock or now(), self._time)
 
     def spent(self) -> list[Event]:
         """What was spent on this data set, across all federations."""
@@ -122,6 +133,7 @@ class Ledger:
         line = encode({"entry": entry.json(), "link": link}) + b"\n"
         durable.append(self.path, line)
         chain.append(entry)
+        self._entries.append(entry)
         self._link = link
         self._stamp = _stamp(self.path.stat())
         return entry
@@ -137,7 +149,8 @@ class Ledger:
     # -- opening -------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        self._stamp, self._chains, self._link, self._time = None, {}, GENESIS, ""
+        self._stamp, self._entries, self._chains = None, [], {}
+        self._link, self._time = GENESIS, ""
         *lines, torn = self.path.read_bytes().split(b"\n")
         if _is_line(torn):  # only the end of the line is missing: what it records stays recorded
             durable.append(self.path, b"\n")
@@ -151,6 +164,7 @@ class Ledger:
                     raise TrustError("does not follow from the line before it")
             except (TrustError, CanonicalError) as error:
                 raise self._damaged(f"line {number}: {error}") from error
+            self._entries.append(entry)
             self._chains.setdefault(entry.federation, []).append(entry)
             self._link, self._time = link, max(entry.time, self._time)
         for federation, chain in self._chains.items():

@@ -46,6 +46,8 @@ TERMS = {
     "least_noise_multiplier": "0.0",
     "greatest_sampling_rate": "1.0",
     "most_rounds": 10**6,
+    "valid_from": None,
+    "valid_until": None,
 }
 TIME = "2026-01-01T00:00:00Z"
 

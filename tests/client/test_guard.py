@@ -40,6 +40,7 @@ from tests.world import (
 WHO = who("clinic-a")
 BOUND: Json = {"plan": PLAN.digest, "code": "c" * 64, "model": "softmax", "features": ["height"]}
 ORDER = POLICY.budget.order
+SEALED: Json = {"terms": {}, "policy": "a" * 64, "data": "b" * 64}
 OTHER_PLAN = replace(PLAN, rounds=2)
 
 
@@ -49,8 +50,7 @@ class Chain:
     def __init__(self, *, approved: bool = True, bound: Json = BOUND) -> None:
         self.entries: list[Entry] = []
         if approved:
-            commitments = {"policy": "1" * 64, "data": "2" * 64}
-            self.add(Kind.APPROVAL, {**bound, "terms": {}, **commitments})
+            self.add(Kind.APPROVAL, {**bound, **SEALED})
 
     def add(self, kind: Kind, body: Json) -> Entry:
         last = self.entries[-1] if self.entries else None
@@ -85,6 +85,7 @@ def decide(chain: Chain, request: RoundRequest | None = None, **changes: Any) ->
         "spent": chain.spent(),
         "noise": "simulated",
         "bound": BOUND,
+        "now": "2030-01-01T00:00:00Z",
     }
     arrays: Arrays = changes.pop("arrays", model())
     return judge(request or ask(), arrays, **(arguments | changes))
@@ -175,8 +176,7 @@ def test_an_approval_in_the_ledger_without_the_plan_itself_is_refused() -> None:
 def test_an_approval_of_other_code_model_or_columns_does_not_count(changed: Json) -> None:
     chain = Chain()
     assert refused(chain, bound=BOUND | changed) == "not-approved"
-    again = {**BOUND, **changed, "terms": {}, "policy": "1" * 64, "data": "2" * 64}
-    chain.add(Kind.APPROVAL, again)
+    chain.add(Kind.APPROVAL, {**BOUND, **changed, **SEALED})
     assert decide(chain, bound=BOUND | changed).answered is None
 
 
@@ -342,9 +342,12 @@ def test_a_round_that_was_begun_stays_charged() -> None:
 
 def test_a_request_without_noise_is_never_admitted() -> None:
     silent = replace(PLAN, privacy=replace(PRIVACY, noise_multiplier=0.0))
-    bound = BOUND | {"plan": silent.digest}
     code = refused(
-        Chain(bound=bound), ask(plan=silent.digest), plans={silent.digest: silent}, bound=bound
+        Chain(bound=(bound := BOUND | {"plan": silent.digest})),
+        ask(plan=silent.digest),
+        plans={silent.digest: silent},
+        policy=replace(POLICY, approved_plans=(silent.digest,)),
+        bound=bound,
     )
     assert code == "budget-exhausted"
 

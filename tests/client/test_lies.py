@@ -19,6 +19,7 @@ from common.privacy.filter import Budget
 from common.wire import Arrays, Closing, RoundRequest, digest_arrays
 from tests.world import (
     COORDINATOR,
+    OWNER,
     PLAN,
     POLICY,
     PRIVACY,
@@ -65,7 +66,7 @@ class Lie:
 
     def propose(self, plan: Plan) -> None:
         """The server signs another plan, and asks for a round of it at once."""
-        approve(self.client.home, signed(plan))
+        approve(self.client.home, signed(plan), OWNER)
 
 
 def fork(lie: Lie) -> dict[str, Any]:

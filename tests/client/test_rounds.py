@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from common.privacy.noise import Stream
 from common.wire import Arrays, Hello, Receipt, RollCall, digest_arrays, head_in
 from tests.world import (
     COORDINATOR,
+    OWNER,
     PLAN,
     POLICY,
     PRIVACY,
@@ -223,14 +225,26 @@ def test_a_policy_narrowed_while_the_client_runs_holds_for_the_next_request(
     client: Client,
 ) -> None:
     serve(client, 1)
-    narrowed = replace(POLICY, least_noise_multiplier=3.0)
-    durable.replace(client.home.path / "policy.json", narrowed.encode())
-    assert refusal(client, 2, nonce=2) == "below-floor"
+    terms = client.home.terms()
     least = Budget.of(POLICY.budget.spent([PRIVACY.event()]) * 1.01, 1e-5, POLICY.budget.order)
-    durable.replace(client.home.path / "policy.json", replace(POLICY, budget=least).encode())
-    assert refusal(client, 2, nonce=2) == "budget-exhausted"
-    durable.replace(client.home.path / "policy.json", replace(POLICY, simulated=False).encode())
-    assert refusal(client, 2, nonce=2) == "below-floor"
+    for changes in (
+        {"least_noise_multiplier": 3.0},
+        {"budget": least},
+        {"simulated": False},
+        {"valid_until": date(2001, 12, 31)},
+    ):
+        client.home.custody.sign(replace(terms, **changes), OWNER)
+        client.home.open_ledger()  # which records that this version was seen
+        assert refusal(client, 2, nonce=2) == "not-approved"
+    client.home.custody.sign(terms, OWNER)
+    serve(client, 2, nonce=3)
+
+
+def test_a_plan_that_the_owner_withdrew_is_refused_at_once(client: Client) -> None:
+    serve(client, 1)
+    client.home.custody.sign(client.home.terms(), OWNER, withdraw=[PLAN.digest])
+    client.home.open_ledger()
+    assert refusal(client, 2, nonce=2) == "not-approved"
 
 
 def test_a_ledger_that_is_gone_or_damaged_serves_nobody(client: Client) -> None:
@@ -602,7 +616,7 @@ def test_two_processes_that_finish_one_seeded_round_disclose_it_once(
 def test_a_home_never_holds_a_private_key(tmp_path: Path) -> None:
     client = make_client(tmp_path)
     serve(client)
-    secret = (tmp_path / "keys" / "clinic-a").read_bytes()
+    secret = (tmp_path / "keys" / client.home.policy.dataset).read_bytes()
     for file in (tmp_path / "clients").rglob("*"):
         if file.is_file():
             assert secret not in file.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,16 @@ def test_an_override_that_makes_no_sense_is_an_input_error(file: Path, override:
 )
 def test_an_overrides_value_is_toml_or_a_bare_word(file: Path, text: str, value: object) -> None:
     assert read_toml(file, [f"plan.x={text}"]).table("plan").values["x"] == value
+
+
+def test_a_day_is_a_toml_date_or_its_text_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "days.toml"
+    file.write_text('a = 2030-02-28\nb = "2030-02-28"\n')
+    table = read_toml(file)
+    assert table.day("a") == table.day("b") == date(2030, 2, 28)
+    assert table.day("c") is None
+    table.done()
+    for text in ('"2030-02-30"', '"28.2.2030"', "2030-02-28T00:00:00Z", "12:00:00", "1", '""'):
+        file.write_text(f"\na = {text}\n")
+        with pytest.raises(PlanError, match=r"days\.toml, line 2: a must be a day"):
+            read_toml(file).day("a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 from pathlib import Path
 
 import pytest
@@ -188,8 +189,38 @@ def test_federations_see_nothing_in_common_of_the_same_client() -> None:
 
 def test_identities_are_hkdf_of_rfc_5869() -> None:
     # RFC 5869, section 2, in HMAC alone: extract with a salt of zeros, then one block of expand.
-    import hmac
-
     key = hmac.digest(bytes(32), SECRET, "sha256")
     expected = hmac.digest(key, b"privet/pseudonym/fed" + b"\x01", "sha256")[:16]
     assert Identity.derive(SECRET, "fed").pseudonym == expected.hex()
+
+
+# -- commitments ---------------------------------------------------------------------------------
+
+
+def test_a_commitment_is_an_hmac_under_a_salt_of_one_federation() -> None:
+    """By hand: RFC 5869 with one block, then RFC 2104."""
+    extracted = hmac.digest(bytes(32), SECRET, "sha256")
+    salt = hmac.digest(extracted, b"privet/commitment-salt/fed\x01", "sha256")
+    message = b'privet/commitment/v1\n["data"]\nrecords'
+    expected = hmac.digest(salt, message, "sha256").hex()
+    assert Identity.derive(SECRET, "fed").commit("data", b"records") == expected
+
+
+def test_commitments_differ_by_federation_client_purpose_and_content() -> None:
+    identities = [Identity.derive(SECRET, f"fed-{number}") for number in range(5)]
+    identities.append(Identity.derive(bytes(32), "fed-0"))
+    values = [
+        who.commit(purpose, what)
+        for who in identities
+        for purpose in ("data", "policy")
+        for what in (b"", b"a", b"b")
+    ]
+    assert len(set(values)) == len(values)
+
+
+def test_a_salt_is_never_shown_and_never_absent() -> None:
+    who = Identity.derive(SECRET, "fed")
+    assert who.salt.hex() not in repr(who)
+    assert repr(who.salt) not in repr(who)
+    with pytest.raises(TrustError):
+        Identity(who.pseudonym, who.key).commit("data", b"")

@@ -35,8 +35,8 @@ def approval() -> dict:
         "code": "d" * 64,
         "model": "softmax",
         "features": ["pixels"],
-        "policy": "1" * 64,
-        "data": "2" * 64,
+        "policy": "a" * 64,
+        "data": "b" * 64,
     }
 
 
@@ -319,6 +319,21 @@ def test_a_disclosure_needs_an_intent_that_is_still_open() -> None:
         orphan = Entry.sign(who, A, first, Kind.DISCLOSURE, disclosure(missing), "t")
         with pytest.raises(TrustError, match="entry 1: discloses without"):
             verify_chain([first, orphan], who.key.public)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"version": 0, "digest": ""}, {"version": True, "digest": ""}, {"version": "1"}]
+    + [{"version": 1, "digest": "a", "more": 1}],
+    ids=str,
+)
+def test_a_policy_that_was_seen_has_a_version_and_a_digest(body: dict) -> None:
+    who = Identity.derive(SECRET, A)
+    noted = {"version": 1, "digest": "a" * 64}
+    good = Entry.sign(who, A, None, Kind.POLICY, noted, "2030-01-01T00:00:00Z")
+    assert Entry.from_json(good.json()) == good
+    with pytest.raises(TrustError):
+        Entry.from_json({**good.json(), "body": body})
 
 
 def test_an_entry_of_another_federation_does_not_belong() -> None:

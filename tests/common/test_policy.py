@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import replace
+from datetime import date
 
 import pytest
 
 from common.canonical import encode
 from common.config import Table
-from common.data.schema import Schema
+from common.data.schema import Column, Schema
 from common.errors import BudgetError, PlanError
 from common.plan import Cohort, Optimizer, Plan, Privacy, Release
 from common.policy import Policy
@@ -27,7 +28,7 @@ PLAN = Plan(
     privacy=Privacy("local", 1.0, 4.0, 1.0, 2, 10.0, 1e-5),
     release=Release("p"),
 )
-POLICY = Policy("patients", Budget(8.0, 1e-5, 4))
+POLICY = Policy("patients", Budget(8.0, 1e-5, 4), approved_plans=(PLAN.digest,))
 
 
 def read(text: str) -> Policy:
@@ -41,7 +42,8 @@ def with_privacy(**changes) -> Plan:
 def test_a_policy_comes_back_from_its_json() -> None:
     policy = replace(
         POLICY, spare_rounds=3, least_noise_multiplier=0.5, greatest_sampling_rate=0.3,
-        most_rounds=7, simulated=True,
+        most_rounds=7, simulated=True, valid_from=date(2030, 1, 1), valid_until=date(2030, 1, 1),
+        columns=("age",), version=9,
     )  # fmt: skip
     assert Policy.decode(policy.encode()) == policy
     assert policy.digest != POLICY.digest
@@ -58,7 +60,10 @@ def test_the_order_follows_from_the_budget_unless_the_owner_fixed_it() -> None:
     ["budget = 0", "budget = -1", "budget = inf", "budget = 1001", "delta = 0", "delta = 0.1"]
     + ["order = 1", "order = 513", "order = 2.5", "spare_rounds = -1", "most_rounds = 0"]
     + ["least_noise_multiplier = -0.1", "greatest_sampling_rate = 0", 'simulated = "yes"']
-    + ["greatest_sampling_rate = 1.1", 'dataset = "a/b"', "simulted = true"],
+    + ["greatest_sampling_rate = 1.1", 'dataset = "a/b"', "simulted = true"]
+    + ["valid_from = 2030", 'valid_until = "2030-02-30"', "valid_from = 2030-01-01T00:00:00Z"]
+    + ['valid_until = "soon"', 'columns = "age"', 'columns = ["a", "a"]', "version = 2"]
+    + ["approved_plans = []"],
 )
 def test_an_impossible_policy_is_refused(line: str) -> None:
     values = {"dataset": '"d"', "budget": "8.0", "delta": "1e-5"}
@@ -135,9 +140,103 @@ def test_a_plan_of_very_many_rounds_is_refused_and_does_not_crash() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{}", b"[]", encode({**POLICY.json(), "schema_version": 2})]
+    [b"", b"{}", b"[]", encode({**POLICY.json(), "schema_version": 1})]
     + [encode({**POLICY.json(), "x": 1}), POLICY.encode() + b"\n"],
 )
 def test_bytes_that_are_no_policy_are_refused(data: bytes) -> None:
     with pytest.raises(PlanError):
         Policy.decode(data)
+
+
+# -- approved plans, period, columns -------------------------------------------------------------
+
+
+def test_a_plan_that_is_not_on_the_list_is_refused_whatever_else_holds() -> None:
+    for listed in ((), ("0" * 64,), (PLAN.digest.upper(),)):
+        policy = replace(POLICY, approved_plans=listed)
+        policy.check_terms(PLAN)
+        with pytest.raises(PlanError) as caught:
+            policy.check(PLAN)
+        assert caught.value.code == "not-approved"
+    POLICY.check(PLAN)
+
+
+@pytest.mark.parametrize(
+    ("now", "admitted"),
+    [
+        ("2029-12-31T23:59:59Z", False),
+        ("2030-01-01T00:00:00Z", True),
+        ("2030-06-30T23:59:59Z", True),
+        ("2030-07-01T00:00:00Z", False),
+        ("2031-03-01T00:00:00Z", False),
+    ],
+)
+def test_a_period_begins_and_ends_with_a_whole_day(now: str, admitted: bool) -> None:
+    policy = replace(POLICY, valid_from=date(2030, 1, 1), valid_until=date(2030, 6, 30))
+    if admitted:
+        policy.check(PLAN, now)
+        return
+    for check in (policy.check, policy.check_terms):
+        with pytest.raises(PlanError) as caught:
+            check(PLAN, now)
+        assert caught.value.code == "outside-period"
+
+
+def test_without_a_time_the_clock_counts() -> None:
+    replace(POLICY, valid_from=date(2001, 1, 1), valid_until=date(9999, 12, 31)).check(PLAN)
+    for closed in ({"valid_until": date(2001, 1, 1)}, {"valid_from": date(9999, 1, 1)}):
+        with pytest.raises(PlanError):
+            replace(POLICY, **closed).check(PLAN)
+
+
+def test_a_new_period_does_not_refresh_a_budget() -> None:
+    """The budget's methods know no time: what was spent in one year is spent in the next."""
+    event = PLAN.privacy.event(PLAN.rounds)
+    one, next_ = (replace(POLICY, valid_from=date(year, 1, 1)) for year in (2030, 2031))
+    assert one.budget == next_.budget
+    assert not next_.budget.admits([event] * 3, event)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "admitted"),
+    [
+        (None, True),
+        (("age", "weight", "sick"), True),
+        (("age", "weight", "sick", "income"), True),
+        (("age", "sick"), False),
+        (("age", "weight"), False),  # the target is a column too
+        ((), False),
+    ],
+)
+def test_a_plan_reads_only_columns_that_the_owner_allows(allowed, admitted: bool) -> None:
+    columns = (Column("age", 0.0, 120.0), Column("weight", 0.0, 300.0))
+    schema = Schema("table", (2,), ("no", "yes"), columns, target="sick")
+    plan = replace(PLAN, schema=schema)
+    policy = replace(POLICY, columns=allowed, approved_plans=(plan.digest,))
+    if admitted:
+        policy.check(plan)
+        return
+    with pytest.raises(PlanError) as caught:
+        policy.check(plan)
+    assert caught.value.code == "other-columns"
+
+
+def test_days_are_written_as_toml_has_them_or_as_text() -> None:
+    text = 'dataset = "d"\nbudget = 8.0\ndelta = 1e-5\nvalid_from = {}\nvalid_until = "2030-12-31"'
+    for day in ("2030-01-02", '"2030-01-02"'):
+        policy = read(text.format(day))
+        assert (policy.valid_from, policy.valid_until) == (date(2030, 1, 2), date(2030, 12, 31))
+    with pytest.raises(PlanError, match="valid_until = 2030-12-31 is before valid_from"):
+        read(text.format("2031-01-01"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": 0}, {"version": True}, {"version": "1"}, {"approved_plans": ["x"]}]
+    + [{"approved_plans": [PLAN.digest] * 2}, {"approved_plans": PLAN.digest}]
+    + [{"valid_from": "2030-1-1"}, {"valid_from": None}, {"columns": None}, {"spare_rounds": "0"}],
+    ids=str,
+)
+def test_a_policy_with_an_odd_field_is_refused(changes) -> None:
+    with pytest.raises(PlanError):
+        Policy.decode(encode({**POLICY.json(), **changes}))

@@ -41,8 +41,8 @@ EXPECTED = (
     "repository/metadata/timestamp.json",
     "checkpoints/round-000002.json",
     "checkpoints/round-000002.safetensors",
-    "ledgers/client-0.jsonl",
-    "clients/client-2/policy.json",
+    "custody/client-0/ledger.jsonl",
+    "custody/client-2/policy.dsse.json",
 )
 
 
@@ -130,10 +130,11 @@ def test_no_private_key_is_anywhere_in_a_run(finished: Finished) -> None:
 
 def test_the_ledgers_say_simulated_and_name_nobody(finished: Finished) -> None:
     for client in range(3):
-        text = (finished.path / "ledgers" / f"client-{client}.jsonl").read_text()
+        text = (finished.path / "custody" / f"client-{client}" / "ledger.jsonl").read_text()
         entries = [json.loads(line)["entry"] for line in text.splitlines()]
         kinds = [entry["kind"] for entry in entries]
-        assert kinds == ["approval", *2 * ["intent", "disclosure"], "countersignature"]
+        rounds = 2 * ["intent", "disclosure"]
+        assert kinds == ["policy", "policy", "approval", *rounds, "countersignature"]
         assert {e["body"]["noise"] for e in entries if e["kind"] == "intent"} == {"simulated"}
         assert f"client-{client}" not in text
     for file in (finished.path / "bundle").rglob("*"):
@@ -148,7 +149,7 @@ def test_epsilon_is_what_dp_accounting_gives_for_the_ledgers_events(finished: Fi
     from dp_accounting import pld
 
     spent = []
-    for ledger in (finished.path / "ledgers").glob("*.jsonl"):
+    for ledger in (finished.path / "custody").glob("*/ledger.jsonl"):
         accountant = pld.PLDAccountant(value_discretization_interval=5e-5)
         for line in ledger.read_text().splitlines():
             entry = json.loads(line)["entry"]
@@ -314,7 +315,7 @@ def test_a_process_that_is_killed_resumes_by_the_command_line(
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run(
         arguments,
-        env={**environment, durable.FAULT_VARIABLE: "95"},
+        env={**environment, durable.FAULT_VARIABLE: "131"},
         capture_output=True,
         text=True,
         check=False,

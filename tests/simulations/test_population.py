@@ -18,7 +18,7 @@ from common.config import NAME
 from common.data.binding import Binding
 from common.data.source import Records
 from common.errors import BudgetError, DataError, InputError, OperationError, PlanError, PrivetError
-from common.keys import KeyDirectory
+from common.keys import KeyDirectory, SigningKey
 from common.ledger import Kind
 from server.home import ServerHome
 from simulations import population
@@ -180,6 +180,33 @@ def test_a_prepared_run_holds_a_home_for_everybody(tmp_path: Path, experiment: E
     assert again == run
 
 
+def test_each_simulated_owner_signs_a_policy_of_their_own(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    run = prepare(experiment, tmp_path / "run")
+    homes = [Home.read(path) for path in sorted(run.clients.iterdir())]
+    assert len({home.owner.fingerprint for home in homes}) == 3
+    for home in homes:
+        assert run.owner(home.client).load("owner").public == home.owner
+        assert home.ledger == run.ledger(home.client)
+        assert sorted(file.name for file in home.custody.path.iterdir()) == [
+            "ledger.jsonl",
+            "policy.dsse.json",
+        ]
+        assert home.policy.approved_plans == (experiment.plan.digest,)
+        assert home.policy.version == 2
+
+
+def test_a_long_data_set_id_leaves_each_owner_an_id_of_its_own(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    policy = replace(experiment.policy, dataset="d" * 64)
+    run = prepare(replace(experiment, policy=policy), tmp_path / "run")
+    ids = {Home.read(path).policy.dataset for path in run.clients.iterdir()}
+    assert len(ids) == 3
+    assert all(NAME.fullmatch(name) for name in ids)
+
+
 def secrets_of(keys: Path) -> list[bytes]:
     return [file.read_bytes() for file in keys.rglob("*") if file.is_file()]
 
@@ -187,7 +214,7 @@ def secrets_of(keys: Path) -> list[bytes]:
 def test_no_private_key_is_inside_a_run(tmp_path: Path, experiment: Experiment) -> None:
     run = prepare(experiment, tmp_path / "run")
     secrets = secrets_of(run.keys)
-    assert len(secrets) == 3 + 3  # coordinator, approver, recovery, and three clients
+    assert len(secrets) == 3 + 3 + 3  # coordinator, approver, recovery; clients; their owners
     assert run.path not in run.keys.parents
     for file in run.path.rglob("*"):
         if file.is_file():
@@ -259,11 +286,11 @@ def test_a_preparation_that_breaks_off_halfway_leaves_nothing_behind(
 ) -> None:
     calls: list[Home] = []
 
-    def breaks(home: Home, envelope: bytes) -> object:
+    def breaks(home: Home, envelope: bytes, owner: SigningKey) -> object:
         calls.append(home)
         if len(calls) == client + 1:
             raise error
-        return approval.approve(home, envelope)
+        return approval.approve(home, envelope, owner)
 
     monkeypatch.setattr(population, "approve", breaks)
     with pytest.raises((OperationError, KeyboardInterrupt)):
