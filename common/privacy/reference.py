@@ -33,6 +33,11 @@ def pld_epsilon(events: Iterable[Event], delta: float) -> float:
     return _pld(merge(events), delta)
 
 
+def pld_curve(events: Iterable[Event], deltas: Iterable[float]) -> tuple[float, ...]:
+    """:func:`pld_epsilon` at several deltas, composed once. Memoised by schedule and deltas."""
+    return _pld_curve(merge(events), tuple(deltas))
+
+
 def rdp_epsilon(events: Iterable[Event], delta: float) -> float:
     """dp-accounting's Rényi accountant over the same pinned orders as our own."""
     return _rdp(merge(events), delta)
@@ -109,6 +114,17 @@ def _pld(events: tuple[Event, ...], delta: float, interval: float = DISCRETIZATI
     return _compose(library, events, delta)
 
 
+@lru_cache(maxsize=64)
+def _pld_curve(events: tuple[Event, ...], deltas: tuple[float, ...]) -> tuple[float, ...]:
+    if not events or any(event.noise_multiplier == 0 for event in events):
+        return tuple(math.inf if events else 0.0 for _ in deltas)
+    from dp_accounting import pld
+
+    library = pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
+    _add(library, events)
+    return tuple(float(library.get_epsilon(delta)) for delta in deltas)
+
+
 @lru_cache(maxsize=1024)
 def _rdp(events: tuple[Event, ...], delta: float) -> float:
     if not events:
@@ -121,6 +137,11 @@ def _rdp(events: tuple[Event, ...], delta: float) -> float:
 
 
 def _compose(library: Any, events: tuple[Event, ...], delta: float) -> float:
+    _add(library, events)
+    return float(library.get_epsilon(delta))
+
+
+def _add(library: Any, events: tuple[Event, ...]) -> None:
     import dp_accounting
 
     for event in events:
@@ -128,4 +149,3 @@ def _compose(library: Any, events: tuple[Event, ...], delta: float) -> float:
             event.sampling_rate, dp_accounting.GaussianDpEvent(event.noise_multiplier)
         )
         library.compose(step, event.steps)
-    return float(library.get_epsilon(delta))

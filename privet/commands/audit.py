@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from privet import output
+from privet.commands.audit_test import examine
 from privet.commands.options import FormatOption, QuietOption, TrustOption
 from privet.output import Format
 
 app = typer.Typer(help="Check, offline, what privacy was spent.", no_args_is_help=True)
+app.command("test")(examine)
 
 
 @app.command("verify")

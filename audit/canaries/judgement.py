@@ -1,0 +1,341 @@
+"""What was fixed in advance, what was seen, and what follows from the two. Pure.
+
+The rule: everything that could be tuned to an outcome (how many canaries, guesses and thresholds,
+which scores, which levels) is a :class:`Design`, written down before anything is trained.
+:func:`judge` is a function of design, claim, observation and coins alone, so that whoever holds a
+record gets the same numbers. Two kinds of level are kept apart: *bounds* are stated at 95 %, and an
+*alarm* is raised only at a level at which a hundred thousand correct runs raise one.
+
+The standard library alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from audit.canaries import bounds
+from audit.canaries.bounds import Errors, Guesses
+from audit.canaries.interval import (
+    Interval,
+    interval_json,
+    sigma_interval,
+    too_little_noise,
+    too_much_influence,
+)
+from common.canonical import Json, number, parse_number
+from common.privacy.events import Event
+
+SCORES = ("likelihood-ratio", "difference")
+# A Gaussian curve is held against the declared one at a few deltas; between them it may be off.
+CURVE_SLACK = 1.01
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is fixed before anything is trained.
+
+    Args:
+        canaries: m >= 200, each included by a fair coin.
+        guesses: r, even: the r / 2 highest scores are guessed "in", the r / 2 lowest "out".
+        calibration: the first so many canaries only say where thresholds lie, by their pooled
+            scores and without their coins; the others are counted.
+        ranks: in (0, 1), where thresholds lie among the calibration scores.
+        confidence: of each lower bound; 1 - confidence is divided by the number of scores.
+        interval: confidence of the noise and epsilon intervals.
+        alarm: the chance that a correct engine is called wrong, over all that is looked at here.
+    """
+
+    canaries: int = 1000
+    guesses: int = 200
+    calibration: int = 100
+    ranks: tuple[float, ...] = (0.3, 0.5, 0.7)
+    confidence: float = 0.95
+    interval: float = 0.99
+    alarm: float = 5e-6
+
+    def __post_init__(self) -> None:
+        if not 0 < self.calibration < self.canaries:
+            raise ValueError("calibration must leave canaries to count")
+        if self.guesses % 2 or not 0 < self.guesses <= self.canaries:
+            raise ValueError("guesses must be even, and at most as many as canaries")
+        if not self.ranks or not all(0 < rank < 1 for rank in self.ranks):
+            raise ValueError("ranks must be in (0, 1)")
+        if not all(0 < share < 1 for share in (self.confidence, self.interval, self.alarm)):
+            raise ValueError("confidence, interval and alarm must be in (0, 1)")
+
+    @property
+    def level(self) -> float:
+        """Of one bound by one score."""
+        return (1 - self.confidence) / len(SCORES)
+
+    @property
+    def alarm_level(self) -> float:
+        """Of one look: three methods by two scores, and two at the noise."""
+        return self.alarm / (len(bounds.METHODS) * len(SCORES) + 2)
+
+    def json(self) -> Json:
+        return {
+            "canaries": self.canaries,
+            "guesses": self.guesses,
+            "calibration": self.calibration,
+            "ranks": [number(rank) for rank in self.ranks],
+            "scores": list(SCORES),
+            "methods": list(bounds.METHODS),
+            "confidence": number(self.confidence),
+            "interval": number(self.interval),
+            "alarm": number(self.alarm),
+        }
+
+    @classmethod
+    def from_json(cls, value: Json) -> Design:
+        """Read a design back; ValueError or KeyError unless it is one of this version."""
+        design = cls(
+            canaries=_count(value["canaries"]),
+            guesses=_count(value["guesses"]),
+            calibration=_count(value["calibration"]),
+            ranks=tuple(parse_number(rank) for rank in value["ranks"]),
+            confidence=parse_number(value["confidence"]),
+            interval=parse_number(value["interval"]),
+            alarm=parse_number(value["alarm"]),
+        )
+        if design.json() != value:
+            raise ValueError("the design is not one that this version knows")
+        return design
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the audited steps are said to cost.
+
+    Args:
+        event: the declared mechanism, with the steps that are run.
+        delta: in (0, 1).
+        epsilon: of ``event`` at ``delta``.
+        method: the accountant that gave ``epsilon``.
+        mu: the declared trade-off curve is not below that of mu-GDP where canaries look.
+    """
+
+    event: Event
+    delta: float
+    epsilon: float
+    method: str
+    mu: float
+
+    def json(self) -> Json:
+        return {
+            "event": self.event.json(),
+            "delta": number(self.delta),
+            "epsilon": number(self.epsilon),
+            "method": self.method,
+            "mu": number(self.mu),
+        }
+
+    @classmethod
+    def from_json(cls, value: Json) -> Claim:
+        claim = cls(
+            event=Event.from_json(value["event"]),
+            delta=parse_number(value["delta"]),
+            epsilon=parse_number(value["epsilon"]),
+            method=value["method"],
+            mu=parse_number(value["mu"]),
+        )
+        if claim.json() != value or not (claim.event.noise_multiplier and 0 < claim.delta < 1):
+            raise ValueError("the claim has other fields than it should, or claims nothing")
+        return claim
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a run showed of each canary, without its coin. Figures are in units of C.
+
+    Args:
+        scores: for each of :data:`SCORES`, one number a canary: higher means "in".
+        sums: each canary's coordinate, summed over the steps.
+        squares: the same, squared before it is summed.
+        spare_values: how many noise values rows gave that no record has.
+        spare_squares: the sum of their squares.
+    """
+
+    scores: dict[str, tuple[float, ...]]
+    sums: tuple[float, ...]
+    squares: tuple[float, ...]
+    spare_values: int
+    spare_squares: float
+
+    def json(self) -> Json:
+        return {
+            "scores": {name: [number(x) for x in self.scores[name]] for name in SCORES},
+            "sums": [number(x) for x in self.sums],
+            "squares": [number(x) for x in self.squares],
+            "spare_values": self.spare_values,
+            "spare_squares": number(self.spare_squares),
+        }
+
+    @classmethod
+    def from_json(cls, value: Json, canaries: int) -> Observed:
+        def numbers(texts: Sequence[object]) -> tuple[float, ...]:
+            if len(texts) != canaries:
+                raise ValueError(f"{len(texts)} figures for {canaries} canaries")
+            return tuple(parse_number(text) for text in texts)
+
+        observed = cls(
+            scores={name: numbers(value["scores"][name]) for name in SCORES},
+            sums=numbers(value["sums"]),
+            squares=numbers(value["squares"]),
+            spare_values=_count(value["spare_values"], least=0),
+            spare_squares=parse_number(value["spare_squares"]),
+        )
+        if min(observed.spare_squares, *observed.squares) < 0:
+            raise ValueError("a sum of squares is negative")
+        if observed.json() != value:
+            raise ValueError("the observation has other fields than it should")
+        return observed
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One lower bound on epsilon, by one method and one score.
+
+    Args:
+        method: of :data:`~audit.canaries.bounds.METHODS`.
+        score: of :data:`SCORES`.
+        epsilon: the bound; 0 says nothing.
+        ceiling: what perfect guesses would have given.
+        refutes: the claim itself is refuted, at the alarm level.
+    """
+
+    method: str
+    score: str
+    epsilon: float
+    ceiling: float
+    refutes: bool
+
+    def json(self) -> Json:
+        return {
+            **asdict(self),
+            "epsilon": number(self.epsilon),
+            "ceiling": number(self.ceiling),
+        }
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What follows. ``wrong`` names each clause of the declaration that is refuted."""
+
+    right: dict[str, int]
+    bounds: tuple[Bound, ...]
+    sigma: Interval
+    noise_p_value: float
+    influence_p_value: float
+    wrong: tuple[str, ...]
+
+    def best(self, method: str) -> Bound:
+        """A method's largest bound: valid, since the level was divided by the number of scores."""
+        found = (bound for bound in self.bounds if bound.method == method)
+        return max(found, key=lambda bound: bound.epsilon)
+
+    def json(self) -> Json:
+        return {
+            "right": self.right,
+            "bounds": [bound.json() for bound in self.bounds],
+            "sigma": interval_json(self.sigma),
+            "noise_p_value": number(self.noise_p_value),
+            "influence_p_value": number(self.influence_p_value),
+            "wrong": list(self.wrong),
+        }
+
+
+def judge(design: Design, claim: Claim, observed: Observed, coins: Sequence[bool]) -> Judgement:
+    """Score guesses that were fixed before the coins were known.
+
+    Args:
+        coins: for each canary, whether it was among the records.
+    """
+    right: dict[str, int] = {}
+    found: list[Bound] = []
+    for name in SCORES:
+        guesses = guess(design, observed.scores[name], coins)
+        errors = mistakes(design, observed.scores[name], coins)
+        right[name] = guesses.right
+        found += _bounds(design, claim, name, guesses, errors)
+    held_out = [square for square, coin in zip(observed.squares, coins, strict=True) if not coin]
+    squares, values = observed.spare_squares, observed.spare_values
+    squares, values = squares + sum(held_out), values + len(held_out) * claim.event.steps
+    total = sum(x for x, coin in zip(observed.sums, coins, strict=True) if coin)
+    noise = too_little_noise(squares, values, claim.event.noise_multiplier)
+    influence = too_much_influence(total, sum(coins), claim.event)
+    wrong = [f"{bound.method} by {bound.score}" for bound in found if bound.refutes]
+    wrong += ["noise"] * (noise <= design.alarm_level)
+    wrong += ["influence"] * (influence <= design.alarm_level)
+    return Judgement(
+        right,
+        tuple(found),
+        sigma_interval(squares, values, design.interval),
+        noise,
+        influence,
+        tuple(wrong),
+    )
+
+
+def guess(design: Design, scores: Sequence[float], coins: Sequence[bool]) -> Guesses:
+    """The highest scores are guessed "in", the lowest "out"; equal ones in the canaries' order."""
+    order = sorted(range(design.canaries), key=lambda i: (-scores[i], i))
+    half = design.guesses // 2
+    right = sum(coins[i] for i in order[:half]) + sum(not coins[i] for i in order[-half:])
+    return Guesses(design.canaries, design.guesses, right)
+
+
+def mistakes(design: Design, scores: Sequence[float], coins: Sequence[bool]) -> list[Errors]:
+    """Error rates of the counted canaries at thresholds that the calibration canaries gave."""
+    pooled = sorted(scores[: design.calibration])
+    counted = list(zip(scores, coins, strict=True))[design.calibration :]
+    included = sum(coin for _, coin in counted)
+    result = []
+    for rank in design.ranks:
+        threshold = pooled[int(rank * len(pooled))]
+        false_alarms = sum(score > threshold and not coin for score, coin in counted)
+        misses = sum(score <= threshold and coin for score, coin in counted)
+        result.append(Errors(false_alarms, len(counted) - included, misses, included))
+    return result
+
+
+def _bounds(
+    design: Design, claim: Claim, score: str, guesses: Guesses, errors: Sequence[Errors]
+) -> list[Bound]:
+    level, alarm, delta = design.level, design.alarm_level, claim.delta
+    best_errors = [error.perfect() for error in errors]
+
+    def of_curve(mu: float) -> float:
+        return bounds.gaussian_epsilon(mu, delta)
+
+    limit = claim.mu * CURVE_SLACK
+    return [
+        Bound(
+            "steinke",
+            score,
+            bounds.steinke(guesses, delta, level),
+            bounds.steinke(guesses.perfect(), delta, level),
+            bounds.steinke_p_value(guesses, claim.epsilon, delta) <= alarm,
+        ),
+        Bound(
+            "f-dp",
+            score,
+            of_curve(bounds.f_dp_mu(guesses, level)),
+            of_curve(bounds.f_dp_mu(guesses.perfect(), level)),
+            bounds.refutes_curve(guesses, limit, alarm),
+        ),
+        Bound(
+            "cp-gdp",
+            score,
+            of_curve(bounds.cp_gdp_mu(errors, level)),
+            of_curve(bounds.cp_gdp_mu(best_errors, level)),
+            bounds.cp_gdp_mu(errors, alarm) > limit,
+        ),
+    ]
+
+
+def _count(value: object, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r:.40} is not a count")
+    return value
