@@ -156,7 +156,7 @@ def examine(
         progress: called as (what, done, of).
 
     Raises:
-        InputError: there is a record already, or the mechanism claims nothing finite.
+        InputError: there is a record already, or the mechanism claims nothing that could be tested.
     """
     began = time.perf_counter()
     design, planned = design or Design(), privacy.event(rounds)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("device", "dpsgd", "grid")
+NAMES = ("audit_test", "device", "dpsgd", "grid")
 
 if __name__ == "__main__":
     for name in NAMES:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from audit.canaries.bounds import gaussian_mu
-from audit.canaries.interval import PLD, best_method, epsilon_by
+from audit.canaries.bounds import LARGEST_EPSILON, gaussian_mu
+from audit.canaries.interval import best_method, curve_by, epsilon_by
 from audit.canaries.judgement import Claim
 from audit.canaries.special import normal_quantile
 from common.errors import InputError
@@ -35,29 +35,26 @@ class Clause:
     message: str
 
 
-def claim_of(event: Event, delta: float) -> Claim:
-    """What ``event`` costs by the tightest method that is installed, and its curve's mu.
+def claim_of(event: Event, delta: float, method: str | None = None) -> Claim:
+    """What ``event`` costs, by the tightest method that is installed or by ``method``.
 
     Raises:
-        InputError: nothing finite is claimed, so there is nothing to test.
+        InputError: epsilon is infinite or above 100: nothing is claimed that could be tested.
     """
-    method = best_method()
-    epsilon = epsilon_by(method, event, delta)
-    if not math.isfinite(epsilon):
+    if not accountant.epsilon([event], delta) <= LARGEST_EPSILON:
         raise InputError(
-            f"sigma = {event.noise_multiplier:g} gives no finite epsilon: there is no claim to test"
+            f"{event.steps} steps at noise multiplier {event.noise_multiplier:g} cost an epsilon "
+            f"above {LARGEST_EPSILON:g}: nothing is claimed that could be tested",
+            hint="plan more noise, fewer steps or a lower sampling rate",
         )
+    method = method or best_method()
+    epsilon = epsilon_by(method, event, delta)
     return Claim(event, delta, epsilon, method, _curve(event, delta, epsilon, method))
 
 
 def _curve(event: Event, delta: float, epsilon: float, method: str) -> float:
     """The least mu whose Gaussian curve is above the declared one at each of several deltas."""
-    if method == PLD:
-        from common.privacy.reference import pld_curve
-
-        costs = pld_curve([event], CURVE)
-    else:
-        costs = tuple(accountant.epsilon([event], each) for each in CURVE)
+    costs = curve_by(method, event, CURVE)
     points = [(epsilon, delta), *zip(costs, CURVE, strict=True)]
     # At an epsilon of 0, delta bounds the total variation: mu = 2 Phi^-1((1 + delta) / 2).
     least = next((each for cost, each in points if cost <= 0), 1.0)
@@ -125,12 +122,15 @@ def _would_fit(event: Event, delta: float, claimed: float) -> str:
     """For which other schedules the claim would be right: what may have gone wrong."""
     method = best_method()
 
+    def cost(event: Event) -> float:
+        return curve_by(method, event, [delta])[0]
+
     def share(of: Callable[[float], Event]) -> float:
         """The share of a figure at which the claim would be right, to about 2 %."""
         low, high = math.log(1e-4), 0.0
         for _ in range(9):
             middle = (low + high) / 2
-            fits = epsilon_by(method, of(math.exp(middle)), delta) >= claimed
+            fits = cost(of(math.exp(middle))) >= claimed
             low, high = (low, middle) if fits else (middle, high)
         return math.exp(high)
 

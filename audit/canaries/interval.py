@@ -12,7 +12,7 @@ are our own Rényi bounds, and say so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -88,9 +88,20 @@ def epsilon_by(method: str, event: Event, delta: float) -> float:
     return _method(method)([event], delta)
 
 
+def curve_by(method: str, event: Event, deltas: Sequence[float]) -> tuple[float, ...]:
+    """The same at several deltas, on a coarser grid where there is one: upper bounds too."""
+    if method == RDP:
+        return tuple(accountant.epsilon([event], delta) for delta in deltas)
+    from common.privacy import reference
+
+    return reference.pld_curve([event], deltas)
+
+
 def _method(name: str) -> Callable[[list[Event], float], float]:
     if name == RDP:
         return accountant.epsilon
+    if name != PLD:
+        raise ValueError(f"no accountant is called {name!r:.40}")
     from common.privacy import reference
 
     return reference.pld_epsilon

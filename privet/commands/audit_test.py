@@ -146,6 +146,7 @@ def _checked_json(checked: Checked) -> dict[str, Any]:
         "key": checked.key,
         "declared": checked.declared,
         "plan": checked.plan,
+        "usual_design": checked.usual,
         "claim": checked.claim.json(),
         "claim_recomputed": checked.claim_recomputed,
         "canaries": {"design": checked.design.json(), **checked.judgement.json()},
@@ -160,5 +161,7 @@ def _print_checked(checked: Checked) -> None:
         f"  - the claim, epsilon {checked.claim.epsilon:.4f} at delta {checked.claim.delta:g}, was "
         + ("computed again" if checked.claim_recomputed else "not computed again: no dp-accounting")
     )
+    if not checked.usual:
+        print("  - NOT THE USUAL DESIGN: somebody chose its levels, guesses or thresholds")
     for bound in checked.judgement.bounds:
         print(f"  - {bound.method} by {bound.score}: epsilon >= {bound.epsilon:.2f}")

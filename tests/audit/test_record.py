@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from audit.canaries.claims import claim_of
 from audit.canaries.interval import PLD, RDP
 from audit.canaries.judgement import Claim, Design, Judgement, Observed
 from audit.canaries.record import Recorder, check_record, commit
@@ -21,7 +22,6 @@ from audit.canaries.trial import run_trial
 from common.canonical import digest, encode, number
 from common.errors import InputError, OperationError, TrustError
 from common.keys import SigningKey
-from common.privacy import accountant
 from common.privacy.events import Event
 from common.privacy.noise import Stream
 from tests.audit.canary_fixtures import PRIVACY, coins, from_the_paper
@@ -29,7 +29,7 @@ from tests.audit.canary_fixtures import PRIVACY, coins, from_the_paper
 KEY = SigningKey.from_seed(b"\x07" * 32)
 DESIGN = Design(canaries=200, guesses=40, calibration=20)
 EVENT = Event(0.05, 1.0962, 20)
-CLAIM = Claim(EVENT, 1e-5, accountant.epsilon([EVENT], 1e-5), RDP, 1.0)
+CLAIM = claim_of(EVENT, 1e-5, RDP)
 COINS = coins(3, 200)
 SEEN = run_trial(
     from_the_paper(PRIVACY, 200, 20), PRIVACY, COINS, 20, Stream.simulated(3, "record")
@@ -84,6 +84,7 @@ def test_an_outsider_gets_the_same_numbers_from_the_record_alone(tmp_path: Path)
     assert (checked.design, checked.claim, checked.plan) == (DESIGN, CLAIM, None)
     assert (checked.key, checked.declared) == (KEY.public.fingerprint, heads[0])
     assert checked.claim_recomputed
+    assert not checked.usual  # 200 canaries are fewer than usual
 
 
 def test_everything_is_fixed_on_disk_before_it_could_be_tuned(tmp_path: Path) -> None:
@@ -226,6 +227,10 @@ LIES = {
     "odd guesses": (edit(0, "design", "guesses", to=41), 0, "even"),
     "another method": (edit(0, "design", "methods", to=["luck"]), 0, "this version"),
     "a smaller claim": (edit(0, "claim", "epsilon", to="0.5"), 0, "claimed epsilon"),
+    "a larger curve": (edit(0, "claim", "mu", to="9.0"), 0, "curve's mu"),
+    "an unknown accountant": (edit(0, "claim", "method", to="mine"), 0, "no accountant"),
+    "another mechanism": (edit(0, "privacy", "sampling_rate", to="0.5"), 0, "mechanism"),
+    "fewer planned steps": (edit(0, "planned_steps", to=19), 0, "mechanism"),
     "no noise declared": (edit(0, "claim", "event", "noise_multiplier", to="0.0"), 0, ""),
     "a million million steps": (edit(0, "claim", "event", "steps", to=10**12), 0, "more"),
     "too many canaries": (edit(0, "design", "canaries", to=10**9), 0, "more"),
