@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
+from audit.canaries.bounds import LARGEST_EPSILON
 from audit.canaries.special import (
     chi_square_quantile,
     chi_square_tails,
@@ -67,13 +68,18 @@ def sigma_interval(squares: float, values: int, confidence: float) -> Interval:
 
 
 def epsilon_interval(sigma: Interval, event: Event, delta: float, method: str) -> Interval:
-    """Epsilon of ``event`` at the ends of a noise interval: epsilon falls as noise grows."""
+    """Epsilon of ``event`` at the ends of a noise interval: epsilon falls as noise grows.
+
+    An end above 100 is given as infinite: a loss distribution would be too large to compute.
+    """
     cost = _method(method)
 
     def at(noise: float) -> float:
-        if noise < 1e-3:
+        found = [replace(event, noise_multiplier=noise)]
+        bound = accountant.epsilon(found, delta)
+        if not bound <= LARGEST_EPSILON:
             return math.inf
-        return cost([replace(event, noise_multiplier=noise)], delta)
+        return cost(found, delta) if bound else 0.0
 
     return Interval(at(sigma.high), at(sigma.low), sigma.confidence)
 

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from audit.canaries import bounds
 from audit.canaries.bounds import Errors, Guesses
 from audit.canaries.interval import (
+    PLD,
+    RDP,
     Interval,
     interval_json,
     sigma_interval,
@@ -133,6 +135,8 @@ class Claim:
 
     @classmethod
     def from_json(cls, value: Json) -> Claim:
+        if value["method"] not in (PLD, RDP):
+            raise ValueError(f"no accountant is called {value['method']!r:.40}")
         claim = cls(
             event=Event.from_json(value["event"]),
             delta=parse_number(value["delta"]),

@@ -307,3 +307,12 @@ def test_every_planted_bug_is_caught_under_ten_seeds() -> None:
 
 def test_smaller_deficits_than_a_tenth_are_seen_too() -> None:
     assert "noise" in tried(9, other_figures(noise_multiplier=lambda s: 0.98 * s)).wrong
+
+
+def test_a_plan_with_a_huge_clipping_norm_is_no_false_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audit.testing.CHECKS", ["batches"])
+    privacy = Privacy("local", 0.5, 60.0, 1e5, 2, 1e6, 1e-5)
+    result = examine(engine_subject(network, (6,), 3), privacy, tmp_path / "record.jsonl")
+    assert (result.verdict, result.wrong) == ("consistent", [])

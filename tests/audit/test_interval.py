@@ -71,6 +71,13 @@ def test_no_noise_is_an_infinite_end_and_null_in_json() -> None:
     assert interval_json(found) == {"low": None, "high": None, "confidence": "0.99"}
 
 
+@pytest.mark.parametrize("noise", [1e-9, 0.044, 1e100])
+def test_absurd_noise_is_said_and_not_computed_for_ever(noise: float) -> None:
+    """A loss distribution at a noise of 0.044 would fill the memory."""
+    found = epsilon_interval(Interval(noise, noise, 0.99), EVENT, 1e-5, PLD)
+    assert found.low == found.high == (0.0 if noise > 1 else math.inf)
+
+
 def test_the_chance_of_so_little_noise_is_chi_squares_lower_tail() -> None:
     expected = float(stats.chi2.cdf(980.0, 1000))
     assert too_little_noise(980.0 * 4, 1000, 2.0) == pytest.approx(expected, rel=1e-9)
