@@ -19,8 +19,9 @@ from pathlib import Path
 
 from audit.canaries import wording
 from audit.canaries.claims import Clause, check_accounting, claim_of
+from audit.canaries.design import Claim, Design
 from audit.canaries.interval import Interval, epsilon_interval, interval_json
-from audit.canaries.judgement import Claim, Design, Judgement
+from audit.canaries.judgement import Judgement
 from audit.canaries.record import Recorder
 from audit.canaries.trial import canary_subject, flip_coins, run_trial
 from client.training.conformance import CHECKS, Finding, Subject, conformance

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from audit.canaries.bounds import LARGEST_EPSILON, gaussian_mu
+from audit.canaries.design import Claim
 from audit.canaries.interval import best_method, curve_by, epsilon_by
-from audit.canaries.judgement import Claim
 from audit.canaries.special import normal_quantile
 from common.errors import InputError
 from common.privacy import accountant

@@ -28,8 +28,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from audit.canaries.claims import claim_of
+from audit.canaries.design import Claim, Design, Observed
 from audit.canaries.interval import PLD
-from audit.canaries.judgement import Claim, Design, Judgement, Observed, judge
+from audit.canaries.judgement import Judgement, judge
 from common import durable
 from common.canonical import CanonicalError, Json, decode, digest, encode, number
 from common.errors import InputError, PrivetError, TrustError
@@ -240,10 +241,11 @@ def _read(path: Path) -> tuple[list[Json], list[bytes]]:
 
 def _entry(line: bytes, where: int, prev: str) -> Json:
     entry = decode(line)
-    if set(entry) != _FIELDS or entry["schema_version"] != SCHEMA_VERSION:
+    version, seq = entry.get("schema_version"), entry.get("seq")
+    if set(entry) != _FIELDS or type(version) is not int or version != SCHEMA_VERSION:
         raise TrustError("has other fields, or another version, than it should")
     kind = KINDS[where]
-    if (entry["seq"], entry["kind"]) != (where, kind) or entry["prev"] != prev:
+    if type(seq) is not int or (seq, entry["kind"], entry["prev"]) != (where, kind, prev):
         raise TrustError(f"is not the {kind} that follows the entry before it")
     if not isinstance(entry["body"], dict) or set(entry["body"]) != _BODIES[kind]:
         raise TrustError("its body has other fields than it should")

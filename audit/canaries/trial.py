@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from audit.canaries.judgement import SCORES, Observed
+from audit.canaries.design import SCORES, Observed
 from client.training.conformance import Subject, engine_subject
 from common.plan import Optimizer, Privacy
 from common.privacy.noise import Stream

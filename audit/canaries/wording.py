@@ -5,8 +5,9 @@ The rule: nobody sees a number without the sentence that keeps it from being tak
 
 from __future__ import annotations
 
+from audit.canaries.design import Claim, Design
 from audit.canaries.interval import PLD
-from audit.canaries.judgement import Bound, Claim, Design, Judgement
+from audit.canaries.judgement import Bound, Judgement
 from common.privacy.events import Event
 
 NAMES = {

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.canaries.bounds import gaussian_mu
+from audit.canaries.design import Claim, Design
 from audit.canaries.interval import PLD
-from audit.canaries.judgement import Claim, Design, Judgement, judge
+from audit.canaries.judgement import Judgement, judge
 from audit.canaries.trial import FEATURES, TABLE, canary_subject, run_trial
 from client.training.conformance import Subject
 from common.plan import Optimizer, Privacy

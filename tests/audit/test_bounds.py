@@ -11,7 +11,8 @@ from scipy import stats
 
 from audit.canaries import bounds
 from audit.canaries.bounds import Errors, Guesses
-from audit.canaries.judgement import Design, guess, mistakes
+from audit.canaries.design import Design
+from audit.canaries.judgement import guess, mistakes
 from audit.canaries.special import (
     binomial_terms,
     binomial_upper,

@@ -15,8 +15,9 @@ from torch import nn
 
 from audit.canaries import wording
 from audit.canaries.claims import CURVE, check_accounting, claim_of
+from audit.canaries.design import Claim, Design, Observed
 from audit.canaries.interval import PLD, epsilon_interval
-from audit.canaries.judgement import CURVE_SLACK, Claim, Design, Observed
+from audit.canaries.judgement import CURVE_SLACK
 from audit.canaries.record import check_record
 from audit.canaries.trial import canary_subject, run_trial, spare_rows
 from audit.testing import BUILT_IN, examine
@@ -61,18 +62,17 @@ def test_the_interval_from_a_runs_own_noise_is_within_one_and_a_half_percent() -
 
 
 def test_dp_sgd_from_the_paper_shows_the_same() -> None:
-    """The same stream and coins, an engine that shares no code: the same figures, to rounding."""
+    """The same coins, an engine that shares no code: noise of sigma C, and sums of q C a step."""
     stream, found = Stream.simulated(5, "paper"), coins(5)
     paper = run_trial(from_the_paper(PRIVACY, 1000, 50), PRIVACY, found, 50, stream)
     ours = run_trial(
         canary_subject(PRIVACY, 1000, 50), PRIVACY, found, 50, Stream.simulated(5, "ours")
     )
     held_out = ~np.array(found)
-    for one, other in ((paper, ours),):
-        squares = [np.array(seen.squares)[held_out].mean() / 50 for seen in (one, other)]
-        assert squares == pytest.approx([1.0962**2] * 2, rel=0.05)
-        sums = [np.array(seen.sums)[~held_out].mean() for seen in (one, other)]
-        assert sums == pytest.approx([50 * 0.05] * 2, abs=4 * 8 / np.sqrt(500))
+    squares = [np.array(seen.squares)[held_out].mean() / 50 for seen in (paper, ours)]
+    assert squares == pytest.approx([1.0962**2] * 2, rel=0.05)
+    sums = [np.array(seen.sums)[~held_out].mean() for seen in (paper, ours)]
+    assert sums == pytest.approx([50 * 0.05] * 2, abs=4 * 8 / np.sqrt(500))
 
 
 def test_a_canary_moves_its_own_coordinate_by_c_and_no_other() -> None:
@@ -272,6 +272,19 @@ def test_what_is_written_is_read_back_to_the_bit() -> None:
     assert Observed.from_json(seen.json(), 200) == seen
 
 
+def test_smaller_deficits_than_a_tenth_are_seen_too() -> None:
+    assert "noise" in tried(9, other_figures(noise_multiplier=lambda s: 0.98 * s)).wrong
+
+
+def test_a_plan_with_a_huge_clipping_norm_is_no_false_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audit.testing.CHECKS", ["batches"])
+    privacy = Privacy("local", 0.5, 60.0, 1e5, 2, 1e6, 1e-5)
+    result = examine(engine_subject(network, (6,), 3), privacy, tmp_path / "record.jsonl")
+    assert (result.verdict, result.wrong) == ("consistent", [])
+
+
 # -- figures -------------------------------------------------------------------------------------
 
 
@@ -303,16 +316,3 @@ def test_every_planted_bug_is_caught_under_ten_seeds() -> None:
             caught += bool(set(clauses) & set(tried(50 + seed, bug).wrong))
     print(f"{caught} of {10 * len(BUGS)} runs with a planted bug caught, the clause named")
     assert caught == 10 * len(BUGS)
-
-
-def test_smaller_deficits_than_a_tenth_are_seen_too() -> None:
-    assert "noise" in tried(9, other_figures(noise_multiplier=lambda s: 0.98 * s)).wrong
-
-
-def test_a_plan_with_a_huge_clipping_norm_is_no_false_alarm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("audit.testing.CHECKS", ["batches"])
-    privacy = Privacy("local", 0.5, 60.0, 1e5, 2, 1e6, 1e-5)
-    result = examine(engine_subject(network, (6,), 3), privacy, tmp_path / "record.jsonl")
-    assert (result.verdict, result.wrong) == ("consistent", [])

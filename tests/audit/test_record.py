@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from audit.canaries.claims import claim_of
+from audit.canaries.design import Claim, Design, Observed
 from audit.canaries.interval import PLD, RDP
-from audit.canaries.judgement import Claim, Design, Judgement, Observed
+from audit.canaries.judgement import Judgement
 from audit.canaries.record import Recorder, check_record, commit
 from audit.canaries.trial import run_trial
 from common.canonical import digest, encode, number
