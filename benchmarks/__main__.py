@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("audit", "device", "dpsgd", "grid")
+NAMES = ("audit", "audit_test", "device", "dpsgd", "grid")
 
 if __name__ == "__main__":
     for name in NAMES:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet import output
+from privet.commands.audit_test import examine
 from privet.commands.options import FormatOption, QuietOption, TrustOption
 from privet.output import Format
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from common.keys import SigningKey
 
 app = typer.Typer(help="Check, offline, what privacy was spent.", no_args_is_help=True)
+app.command("test")(examine)
 
 BundleArgument = Annotated[
     Path, typer.Argument(help="A published bundle directory.", metavar="BUNDLE")

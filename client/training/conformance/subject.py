@@ -109,7 +109,7 @@ class Finding:
         return {
             "check": self.check,
             "where": self.where,
-            "ok": self.ok,
+            "ok": bool(self.ok),  # comparing numpy's figures gives numpy's bool
             "statistic": finite(self.statistic),
             "p_value": finite(self.p_value),
             "message": self.message,
