@@ -17,7 +17,7 @@ from pathlib import Path
 
 from audit import receipt
 from audit.verify import verify
-from audit.wording import up
+from audit.wording import shown, up
 from common.bundle import Trust
 from common.errors import EXIT_OK, EXIT_UNAUTHENTICATED, InputError, PrivetError
 
@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             _check_receipt(options, trust)
     except PrivetError as error:
-        print(f"WRONG: {error}" if error.exit_code == 11 else f"error: {error}", file=sys.stderr)
+        # What is named may come from a file's own name: it is text, and no terminal's command.
+        kind = "WRONG" if error.exit_code == 11 else "error"
+        print(f"{kind}: {shown(str(error))}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         return error.exit_code

@@ -2,13 +2,16 @@
 
 The rules: an intent counts from the moment it was written, disclosed or not. It may only stand
 after the owner's approval of its plan, and within the terms of the latest one: floors, rounds,
-dates, budget. What an entry claims was spent is computed again. A countersignature that an entry
-stores must be the coordinator's, over exactly the entries that stand before it.
+dates, budget. That holds for every plan of the coordinator; only the bundle's own plan is at hand,
+and its intents are held against it too. What an entry claims was spent is computed again. A
+countersignature that an entry stores must be the coordinator's, over exactly the entries that stand
+before it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +28,8 @@ from common.privacy.filter import Budget
 
 # Two machines' libm may differ in the last bits; two methods differ far more than this.
 TOLERANCE = 1e-9
+# A chain that needs more than these was made to keep an auditor busy.
+MOST_MECHANISMS, MOST_ORDERS = 100, 10
 
 
 @dataclass(frozen=True)
@@ -130,39 +135,37 @@ def spend(pseudonym: str, entries: Sequence[Entry], plan: Plan, *, countersigned
         TrustError: the plan was never approved, a term was broken, or an entry claims another cost.
     """
     approvals: dict[str, Json] = {}
-    charged: tuple[Event, ...] = ()
-    rounds = disclosed = others = 0
-    noise = set[str]()
-    terms: Json = {}
+    total, rounds = _Total(), Counter[str]()
+    disclosed, noise, terms = 0, set[str](), Json()
     for entry in entries:
         if entry.kind is Kind.APPROVAL:
             approvals[entry.body["plan"]] = entry.body["terms"]
         elif entry.kind is Kind.INTENT:
-            if entry.body["plan"] not in approvals:
+            asked = entry.body["plan"]
+            if asked not in approvals:
                 raise TrustError(f"entry {entry.seq}: spends on a plan that was not approved")
-            terms = approvals[entry.body["plan"]]
-            charged = merge([*charged, entry.event()])
+            terms = approvals[asked]
+            rounds[asked] += 1
             noise.add(entry.body["noise"])
+            total.add(entry)
             _check_noise(entry, terms)
-            if entry.body["plan"] == plan.digest:
-                rounds += 1
-                _check_intent(entry, plan)
-                _check_terms(entry, plan, terms, rounds)
-            else:
-                others += 1
-            _check_budget(entry, charged, terms)
+            _check_budget(entry, total, terms)
+            _check_terms(entry, terms, rounds[asked])
+            if asked == plan.digest:
+                _check_plan(entry, plan, terms, rounds[asked])
         elif entry.kind is Kind.DISCLOSURE:
             disclosed += entries[entry.body["intent"]].body["plan"] == plan.digest
         if "spent" in entry.body:
-            _check_spent(entry, charged)
+            _check_spent(entry, total)
     if plan.digest not in approvals:
         raise TrustError("there is no approval of the plan")
     budget = _budget(terms or approvals[plan.digest])
+    charged = merge(total.events)
     return Spend(
         pseudonym=pseudonym,
-        rounds=rounds,
+        rounds=rounds[plan.digest],
         disclosed=disclosed,
-        other_rounds=others,
+        other_rounds=rounds.total() - rounds[plan.digest],
         epsilon_filter=budget.spent(charged),
         epsilon_rdp=accountant.epsilon(charged, plan.privacy.delta),
         budget=budget.epsilon,
@@ -173,6 +176,31 @@ def spend(pseudonym: str, entries: Sequence[Entry], plan: Plan, *, countersigned
         countersigned=countersigned,
         events=charged,
     )
+
+
+class _Total:
+    """A running cost, so that a long chain is added up once and not once an entry."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._costs: dict[int, float] = {}
+        self._mechanisms: set[tuple[float, float]] = set()
+
+    def add(self, entry: Entry) -> None:
+        event = entry.event()
+        self._mechanisms.add((event.sampling_rate, event.noise_multiplier))
+        if len(self._mechanisms) > MOST_MECHANISMS:
+            raise TrustError(f"entry {entry.seq}: one mechanism more than {MOST_MECHANISMS}")
+        self.events.append(event)
+        for order in self._costs:
+            self._costs[order] += accountant.rdp([event], order)
+
+    def cost(self, order: int) -> float:
+        if order not in self._costs:
+            if len(self._costs) >= MOST_ORDERS:
+                raise TrustError(f"adds up at more than {MOST_ORDERS} Rényi orders")
+            self._costs[order] = accountant.rdp(self.events, order)
+        return self._costs[order]
 
 
 def _covered(
@@ -215,15 +243,15 @@ def _check_countersigned(entry: Entry, roots: Sequence[bytes], coordinator: Publ
         )
 
 
-def _check_spent(entry: Entry, charged: Sequence[Event]) -> None:
+def _check_spent(entry: Entry, total: _Total) -> None:
     stated = entry.body["spent"]
-    cost = accountant.rdp(charged, _order(stated["order"]))
+    cost = total.cost(_order(stated["order"]))
     if not math.isclose(parse_number(stated["cost"]), cost, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
         raise TrustError(f"entry {entry.seq}: its spent is not {cost!r}, which the intents cost")
 
 
-def _check_intent(entry: Entry, plan: Plan) -> None:
-    """An intent of the plan against the plan."""
+def _check_plan(entry: Entry, plan: Plan, terms: Json, rounds: int) -> None:
+    """An intent of the bundle's plan, which is at hand, against that plan."""
     body, privacy = entry.body, plan.privacy
     expected = {
         "event": privacy.event().json(),
@@ -235,6 +263,13 @@ def _check_intent(entry: Entry, plan: Plan) -> None:
             raise TrustError(f"entry {entry.seq}: its {name} is not the plan's")
     if not 1 <= body["round"] <= plan.rounds:
         raise TrustError(f"entry {entry.seq}: round {body['round']} is not in the plan")
+    broken = {
+        "more rounds than the owner allows": plan.rounds > terms["most_rounds"],
+        "more rounds than the plan has, spare ones included": rounds
+        > plan.rounds + terms["spare_rounds"],
+        "a greater delta than the owner's": privacy.delta > parse_number(terms["delta"]),
+    }
+    _refuse(entry, broken)
 
 
 def _check_noise(entry: Entry, terms: Json) -> None:
@@ -244,38 +279,33 @@ def _check_noise(entry: Entry, terms: Json) -> None:
         raise TrustError(f"entry {entry.seq}: simulated noise on data that is not simulated")
 
 
-def _check_terms(entry: Entry, plan: Plan, terms: Json, rounds: int) -> None:
-    """An intent of the plan against the owner's floors."""
-    privacy = plan.privacy
-    broken = [
-        (
-            privacy.noise_multiplier < parse_number(terms["least_noise_multiplier"]),
-            "less noise than the owner's least",
+def _check_terms(entry: Entry, terms: Json, rounds: int) -> None:
+    """An intent of any plan against the owner's terms, by what the entry itself says."""
+    event, day = entry.event(), entry.time[:10]
+    broken = {
+        "less noise than the owner's least": event.noise_multiplier
+        < parse_number(terms["least_noise_multiplier"]),
+        "a greater sampling rate than the owner allows": event.sampling_rate
+        > parse_number(terms["greatest_sampling_rate"]),
+        "more rounds than the owner allows": rounds > terms["most_rounds"] + terms["spare_rounds"],
+        "outside of the period that the owner allows": not (
+            (terms["valid_from"] or "") <= day <= (terms["valid_until"] or "9")
         ),
-        (
-            privacy.sampling_rate > parse_number(terms["greatest_sampling_rate"]),
-            "a greater sampling rate than the owner allows",
-        ),
-        (plan.rounds > terms["most_rounds"], "more rounds than the owner allows"),
-        (
-            rounds > plan.rounds + terms["spare_rounds"],
-            "more rounds than the plan has, spare ones included",
-        ),
-        (
-            not (terms["valid_from"] or "") <= entry.time[:10] <= (terms["valid_until"] or "9"),
-            "outside of the period that the owner allows",
-        ),
-    ]
-    for is_broken, what in broken:
+    }
+    _refuse(entry, broken)
+
+
+def _refuse(entry: Entry, broken: Mapping[str, bool]) -> None:
+    for what, is_broken in broken.items():
         if is_broken:
             raise TrustError(f"entry {entry.seq}: {what}")
 
 
-def _check_budget(entry: Entry, charged: Sequence[Event], terms: Json) -> None:
+def _check_budget(entry: Entry, total: _Total, terms: Json) -> None:
     budget = _budget(terms)
     if entry.body["spent"]["order"] != budget.order:
         raise TrustError(f"entry {entry.seq}: adds up at another order than the owner's")
-    spent = budget.spent(charged)
+    spent = accountant.to_epsilon(total.cost(budget.order), budget.order, budget.delta)
     if spent > budget.epsilon * (1 + TOLERANCE):
         raise TrustError(
             f"entry {entry.seq}: epsilon_filter {spent:.6g} is over policy.budget "

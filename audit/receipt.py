@@ -174,6 +174,7 @@ class Receipt:
             f"coordinator\n"
             f"spent so far: Rényi cost {self.cost:.6g} at order {self.order}, which is "
             f"epsilon_filter {up(self.epsilon(delta), 4)} at delta {delta:g}\n"
+            "The cost is what the client stated; whoever holds the bundle can add it up again.\n"
             "This is one federation's spending on the data set; another's is in another receipt."
         )
 

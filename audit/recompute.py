@@ -156,6 +156,12 @@ def recompute(verdict: Verdict) -> Recomputed:
             f"the headline epsilon {headline} is not {declared[PLD]}, "
             "which PLD gives for plan and ledgers"
         )
+    named = verdict.claims["accountants"]
+    if not isinstance(named, dict) or set(named) != set(declared):
+        raise TrustError("the statement names other accountants than were used")
+    for name, value in declared.items():
+        if abs(parse_number(named[name]) - value) > HEADLINE_TOLERANCE:
+            raise TrustError(f"the statement's epsilon by {name} is not {value}")
     _agree(Pair(declared[OWN_RDP], declared[LIBRARY_RDP]), "for the declared plan")
     return Recomputed(declared, reference.pld_epsilon(verdict.most_exposed.events, delta))
 

@@ -165,6 +165,14 @@ def _check_claims(plan: Plan, claims: Mapping[str, Any]) -> None:
     for name, value in expected.items():
         if claims[name] != value:
             raise TrustError(f"the statement's {name} is not what plan and ledgers give")
+    if type(claims["simulated"]) is not bool:
+        raise TrustError("the statement does not say in so many words whether it is simulated")
+    for name, low, high in (("version", 1, 2**53), ("rounds", 0, plan.rounds)):
+        if type(claims[name]) is not int or not low <= claims[name] <= high:
+            raise TrustError(f"the statement's {name} is not a count from {low}")
+    limits = claims["limits"]
+    if not isinstance(limits, list) or not all(isinstance(limit, str) for limit in limits):
+        raise TrustError("the statement's limits are not sentences")
     if claims.get("clients", len(claims["ledgers"])) != len(claims["ledgers"]):
         raise TrustError("the statement counts other clients than it names ledgers")
 
@@ -212,8 +220,10 @@ def _said(spends: Sequence[Spend], authenticated: bool) -> list[str]:
         f"{entries} entries of {clients} ledgers: order, links, signatures, and the heads that the "
         "statement names",
         f"the coordinator countersigned {seen} of these entries, as they are here",
-        "every intent has the plan's event, clipping norm and divisor, after the owner's approval",
-        "every client's spending is within the floors, rounds and budget that its owner stated",
+        "every intent of this plan has its event, clipping norm and divisor, after the owner's "
+        "approval",
+        "every client's spending, on whatever plan, is within the floors, dates, rounds and budget "
+        "that its owner stated",
         "epsilon_filter and the Rényi epsilon recomputed from the entries",
         "the headline lies between what an attack on the mechanism achieves and its Rényi bound",
     ]

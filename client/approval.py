@@ -131,23 +131,25 @@ def approve(
         durable.replace(home.plans / f"{plan.digest}.json", envelope)
         home.custody.write(policy, owner)
         home.custody.note(ledger, policy)
-        body = approval_body(proposal.bound, ledger.identity(home.federation), policy, contents)
+        who, chain = ledger.identity(home.federation), ledger.chain(home.federation)
+        body = approval_body(proposal.bound, who, len(chain), policy, contents)
         ledger.append(home.federation, Kind.APPROVAL, body)
     return plan
 
 
-def approval_body(bound: Json, who: Identity, policy: Policy, contents: bytes) -> Json:
+def approval_body(bound: Json, who: Identity, seq: int, policy: Policy, contents: bytes) -> Json:
     """What the ledger records of an approval: what it binds, and commitments to the rest.
 
     Args:
         who: the client in this federation, whose salt hides what is committed to.
+        seq: of the entry: two approvals of the same records do not look the same.
         contents: SHA-256 of the client's records.
     """
     data = encode([policy.dataset, contents.hex()])
     return {
         **bound,
-        "policy": who.commit("policy", policy.encode()),
-        "data": who.commit("data", data),
+        "policy": who.commit(f"policy/{seq}", policy.encode()),
+        "data": who.commit(f"data/{seq}", data),
     }
 
 

@@ -12,7 +12,6 @@ was seen before: the ledger records each version, in the chain that is the owner
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,6 @@ from common.statement import POLICY_TYPE, Envelope
 
 OWNER = "owner"  # the name of the owner's key in its key directory
 MAX_POLICY_BYTES = 2**20
-_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
 _SEEN = b'"kind":"policy"'  # inside of a JSON string the quotes would be escaped
 
 

@@ -96,9 +96,14 @@ class Home:
             raise _another_data_set(self.path, self.policy.dataset, policy)
         return policy
 
+    @property
+    def mark(self) -> Path:
+        """How far the ledger came: with its secret, where no backup of the data brings it back."""
+        return self.keys / f"{self.policy.dataset}.mark"
+
     def read_ledger(self) -> Ledger:
         """The data set's ledger, verified."""
-        return Ledger(self.ledger, KeyDirectory(self.keys).secret(self.policy.dataset))
+        return Ledger(self.ledger, KeyDirectory(self.keys).secret(self.policy.dataset), self.mark)
 
     def open_ledger(self) -> Ledger:
         """The data set's ledger, to work with: it records which policy is in force."""
@@ -121,19 +126,18 @@ class Home:
             raise _seed_without_simulation(self.path)
         if self.custody.policy(self.owner) != self.policy:
             raise PlanError(f"{self.custody.path} holds another policy than this home was given")
-        if self.path.exists():
+        if (self.path / "client.json").exists():
             raise OperationError(
                 f"there is already something at {self.path}",
                 hint="name another directory",
                 code="home-exists",
             )
         if not self.ledger.exists():
-            secret = KeyDirectory(self.keys).create_secret(self.policy.dataset)
-            Ledger.create(self.ledger, secret)
+            Ledger.create(self.ledger, self._secret(), self.mark)
         self.open_ledger()
         with durable.disk_errors(self.path):
             for directory in (self.path, self.plans, self.outbox):
-                directory.mkdir(parents=True)
+                directory.mkdir(parents=True, exist_ok=True)
         durable.replace(self.path / "binding.json", encode(self.binding.json()))
         document = {
             "schema_version": SCHEMA_VERSION,
@@ -147,6 +151,13 @@ class Home:
         if self.seed is not None:
             document["seed"] = self.seed
         durable.replace(self.path / "client.json", encode(document))
+
+    def _secret(self) -> bytes:
+        """The ledger's secret: a new one, or what a kill left before there was a ledger."""
+        keys = KeyDirectory(self.keys)
+        if (self.keys / self.policy.dataset).exists() and not self.mark.exists():
+            return keys.secret(self.policy.dataset)
+        return keys.create_secret(self.policy.dataset)
 
     @classmethod
     def read(cls, path: Path) -> Home:

@@ -56,8 +56,10 @@ class Client:
     def __init__(self, home: Home) -> None:
         self.home = home
         self._ledger: Ledger = home.open_ledger()
-        self._plans = approved_plans(home)
+        self._plans: dict[str, Plan] = {}
+        self._plans_version: tuple[int, ...] | None = None
         self._records: dict[str, TrainingSet] = {}
+        self._approved()
         self._clean_outbox()
 
     @property
@@ -99,7 +101,7 @@ class Client:
             chain = self._ledger.chain(federation)
             seen = head_in(closing, federation, self.identity.pseudonym)
             check_seen(chain, seen, closing.signature, self.home.coordinator)
-            if all(_countersigned(entry) < closing.entries for entry in chain):
+            if _is_open(chain, closing.run):
                 body = {
                     "countersigned": {"entries": closing.entries, "signature": closing.signature},
                     "spent": spent_json(chain, _order(chain)),
@@ -119,7 +121,7 @@ class Client:
     # -- the steps -----------------------------------------------------------------------------
 
     def _judge(self, request: RoundRequest, arrays: Arrays) -> Admission:
-        plan = self._plans.get(request.plan)
+        plan = self._approved().get(request.plan)
         policy = self._policy()
         return judge(
             request,
@@ -136,6 +138,12 @@ class Client:
             bound=what_is_bound(self.home, plan, policy) if plan else {},
             now=self._ledger.now(),
         )
+
+    def _approved(self) -> dict[str, Plan]:
+        """The plans that were ever approved; an owner may approve one while the client runs."""
+        if (version := version_of(self.home.plans)) != self._plans_version:
+            self._plans, self._plans_version = approved_plans(self.home), version
+        return self._plans
 
     def _policy(self) -> Policy:
         """The owner's terms as they stand, recorded once seen, so that no older ones come back."""
@@ -182,9 +190,9 @@ class Client:
             spent = spent_json(chain, intent.body["spent"]["order"])
             body = {"intent": intent.seq, "update": digest_arrays(update), "spent": spent}
             self._ledger.append(self.home.federation, Kind.DISCLOSURE, body)
-        for older in self.home.outbox.iterdir():
-            if older != file:
-                older.unlink(missing_ok=True)
+            for older in self.home.outbox.glob("*.update"):
+                if older != file:
+                    older.unlink(missing_ok=True)
         return self._sign(request, intent, update)
 
     def _again(self, request: RoundRequest, disclosure: Entry) -> Answer:
@@ -268,10 +276,12 @@ def _order(chain: Sequence[Entry]) -> int:
     return int(approval.body["terms"]["order"])
 
 
-def _countersigned(entry: Entry) -> int:
-    """How many entries the coordinator had vouched for when this one was written."""
-    seen = entry.body.get("countersigned")
-    return int(seen["entries"]) if seen else 0
+def _is_open(chain: Sequence[Entry], run: str) -> bool:
+    """Whether a run spent something since the coordinator last vouched for the end of one."""
+    last = chain[-1].kind if chain else None
+    return last in (Kind.INTENT, Kind.DISCLOSURE) and any(
+        entry.kind is Kind.INTENT and entry.body["run"] == run for entry in chain
+    )
 
 
 def open_client(path: Path) -> Client:

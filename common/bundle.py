@@ -83,7 +83,11 @@ class Bundle:
             InputError: there is no bundle there.
             TrustError: a file is missing, added, altered, too large or malformed; names it.
         """
-        if not (path / MANIFEST).is_file():
+        try:
+            is_bundle = (path / MANIFEST).is_file()
+        except OSError:  # a name that no file can have
+            is_bundle = False
+        if not is_bundle:
             raise InputError(
                 f"{path} is not a bundle: it holds no {MANIFEST}",
                 hint="name the bundle/ directory of a run",

@@ -71,7 +71,8 @@ class Entry:
         client: the client's pseudonym in that federation.
         seq: 0, 1, 2 … within the federation.
         prev: digest of the entry before it, or :data:`GENESIS`.
-        time: UTC, ISO 8601 with a ``Z``; informative only, never relied on.
+        time: UTC, ISO 8601 with a ``Z``; never before the entry before it. Only an owner's period
+            is held against it, by the owner's own clock.
         kind: see :class:`Kind`.
         body: canonical JSON with exactly the fields of ``BODY_FIELDS[kind]``.
         signature: Ed25519, 64 bytes, by the client's key for this federation.
@@ -234,7 +235,8 @@ def _check_body(kind: Kind, body: object) -> None:
     if "spent" in body:
         spent = _fields(kind, body, "spent", {"order", "cost"})
         _check_count(kind, "order", spent["order"])
-        parse_number(spent["cost"])
+        if parse_number(spent["cost"]) < 0:
+            raise CanonicalError(f"{kind.value}: a cost is never negative")
     if "countersigned" in body:
         seen = _fields(kind, body, "countersigned", {"entries", "signature"})
         _check_count(kind, "entries", seen["entries"])

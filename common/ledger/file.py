@@ -5,6 +5,10 @@ verifies every line. The file holds all federations' entries in the order in whi
 and a running ``link`` over all of them, so the owner notices any change to any of them; what is
 published later is one federation's chain alone, which does not show how much other work there is.
 
+A ledger that was restored from an older copy is whole and forgets what was spent. So how far it
+came is also kept elsewhere, with the keys, after every append: a ledger that does not reach that
+far, or reaches it by another way, is refused.
+
 A torn last line is what a crash during a write leaves. Nothing was disclosed under it, because a
 disclosure waits for its intent: it is set aside beside the ledger and recorded. Any other damage
 makes the ledger unusable, and the guard then refuses everything.
@@ -35,13 +39,15 @@ class Ledger:
         path: the file; :meth:`create` makes it once, at enrolment. A missing ledger is an error,
             because an emptied one would forget what was spent.
         secret: the client's 32 secret bytes, from which each federation's key is derived.
+        mark: the file that says how far this ledger came, outside of what is backed up with it;
+            None: nobody remembers.
 
     Raises:
         TrustError: the ledger is missing, damaged, or written with another key.
     """
 
-    def __init__(self, path: Path, secret: bytes) -> None:
-        self.path = path
+    def __init__(self, path: Path, secret: bytes, mark: Path | None = None) -> None:
+        self.path, self.mark = path, mark
         self._secret = secret
         self._identities: dict[str, Identity] = {}
         self._entries: list[Entry] = []
@@ -53,16 +59,25 @@ class Ledger:
             pass
 
     @classmethod
-    def create(cls, path: Path, secret: bytes) -> Ledger:
-        """Start an empty ledger; an existing one is never replaced."""
+    def create(cls, path: Path, secret: bytes, mark: Path | None = None) -> Ledger:
+        """Start an empty ledger; an existing one, or one that is remembered, is never replaced."""
         if path.exists():
             raise OperationError(
                 f"there is already a ledger at {path}",
                 hint="a ledger lives as long as its data set; use it",
                 code="ledger-exists",
             )
+        if mark is not None and mark.exists():
+            raise TrustError(
+                f"the ledger {path} is gone, and {mark} remembers that there was one",
+                hint="restore the file as it was last written; without it, enrol again as a new "
+                "data set",
+                code="ledger-unusable",
+            )
         durable.replace(path, b"", mode=0o600)
-        return cls(path, secret)
+        if mark is not None:
+            durable.replace(mark, _mark(0, GENESIS), mode=0o600)
+        return cls(path, secret, mark)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -126,16 +141,19 @@ class Ledger:
         self._check_unchanged()
         chain = self._chains.setdefault(federation, [])
         last = chain[-1] if chain else None
-        # A clock that was set back must not make the past look like the present.
-        self._time = max(now(), self._time)
-        entry = Entry.sign(self.identity(federation), federation, last, kind, body, self._time)
+        # A clock that was set back must not make the past look like the present. Another
+        # federation's times stay out of this one's.
+        time = max(now(), last.time if last else "")
+        entry = Entry.sign(self.identity(federation), federation, last, kind, body, time)
         link = _next_link(self._link, entry)
         line = encode({"entry": entry.json(), "link": link}) + b"\n"
         durable.append(self.path, line)
         chain.append(entry)
         self._entries.append(entry)
-        self._link = link
+        self._link, self._time = link, max(entry.time, self._time)
         self._stamp = _stamp(self.path.stat())
+        if self.mark is not None:
+            durable.replace(self.mark, _mark(len(self._entries), link), mode=0o600)
         return entry
 
     def _check_unchanged(self) -> None:
@@ -151,6 +169,7 @@ class Ledger:
     def _read(self) -> None:
         self._stamp, self._entries, self._chains = None, [], {}
         self._link, self._time = GENESIS, ""
+        links = [GENESIS]
         *lines, torn = self.path.read_bytes().split(b"\n")
         if _is_line(torn):  # only the end of the line is missing: what it records stays recorded
             durable.append(self.path, b"\n")
@@ -166,13 +185,35 @@ class Ledger:
                 raise self._damaged(f"line {number}: {error}") from error
             self._entries.append(entry)
             self._chains.setdefault(entry.federation, []).append(entry)
+            links.append(link)
             self._link, self._time = link, max(entry.time, self._time)
         for federation, chain in self._chains.items():
             try:
                 verify_chain(chain, self.identity(federation).key.public)
             except TrustError as error:
                 raise self._damaged(f"federation {federation[:12]}…: {error}") from error
+        self._check_mark(links)
         self._set_aside(torn, sum(len(line) + 1 for line in lines))
+
+    def _check_mark(self, links: list[str]) -> None:
+        """Whether this ledger goes on from where it was remembered to be."""
+        if self.mark is None:
+            return
+        try:
+            count, link = _read_mark(self.mark.read_bytes())
+        except FileNotFoundError:  # a kill came between the ledger and its first mark
+            return
+        except (OSError, CanonicalError) as error:
+            raise TrustError(
+                f"cannot read how far the ledger came, {self.mark}: {error}",
+                code="ledger-unusable",
+            ) from error
+        if count >= len(links) or links[count] != link:
+            raise self._damaged(
+                f"it had {count} entries and now "
+                + (f"has {len(links) - 1}" if count >= len(links) else "others")
+                + ": it was restored from an older copy, or written anew"
+            )
 
     def _set_aside(self, torn: bytes, size: int) -> None:
         """Cut ``torn`` off and record that; also what a kill during an earlier recovery left."""
@@ -228,6 +269,18 @@ def _is_line(data: bytes) -> bool:
     except (CanonicalError, TrustError):
         return False
     return True
+
+
+def _mark(entries: int, link: str) -> bytes:
+    return encode({"entries": entries, "link": link})
+
+
+def _read_mark(data: bytes) -> tuple[int, str]:
+    document = decode(data)
+    entries, link = document.get("entries"), document.get("link")
+    if type(entries) is not int or entries < 0 or not isinstance(link, str):
+        raise CanonicalError("not a mark")
+    return entries, link
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from audit.ledgers import spend
+from audit.ledgers import MOST_MECHANISMS, spend
 from audit.verify import check, verify
 from common.bundle import Bundle
-from common.canonical import number
+from common.canonical import CanonicalError, number
 from common.errors import TrustError
 from common.ledger import Entry, Kind, SignedHead
+from common.privacy.events import Event
 
 from .bundle_fixtures import PLAN, Json, World, trust_in
 
@@ -194,6 +195,50 @@ def test_another_plan_of_the_same_coordinator_is_charged_but_is_not_this_plans_r
     unapproved = WORLD.chain(0, [before[1], *after])
     with pytest.raises(TrustError, match="entry 0: spends on a plan that was not approved"):
         spend(FIRST, unapproved, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"least_noise_multiplier": "4.5"}, "less noise than the owner's least"),
+        ({"greatest_sampling_rate": "0.5"}, "a greater sampling rate"),
+        ({"most_rounds": 0, "spare_rounds": 0}, "more rounds than the owner allows"),
+        ({"valid_until": "2025-12-31"}, "outside of the period"),
+        ({"valid_from": "2026-01-02"}, "outside of the period"),
+        ({"budget": "3.0"}, "over policy.budget"),
+    ],
+)
+def test_another_plan_too_is_held_against_its_owners_terms(terms: Json, words: str) -> None:
+    plan = {"plan": "5" * 64}
+    before: Bodies = [
+        (Kind.APPROVAL, {**WORLD.approval(**terms), **plan}),
+        (Kind.INTENT, {**WORLD.intent(1), **plan}),
+    ]
+    after = [other(b, intent=b[1]["intent"] + 2) if "intent" in b[1] else b for b in TRUE]
+    with pytest.raises(TrustError, match=f"entry 1: .*{words}"):
+        spend(FIRST, WORLD.chain(0, [*before, *after]), PLAN)
+
+
+def test_a_plan_with_a_greater_delta_than_its_owners_is_named() -> None:
+    bodies = WORLD.history(delta="1e-06")
+    assert "entry 1: a greater delta than the owner's" in refusal(lie(bodies, bodies))
+
+
+def test_a_chain_made_to_keep_an_auditor_busy_is_refused() -> None:
+    approval = (Kind.APPROVAL, {**WORLD.approval(), "plan": "5" * 64})
+    busy = [
+        (Kind.INTENT, {**WORLD.intent(1), "plan": "5" * 64, "event": Event(1.0, s, 1).json()})
+        for s in [1000.0 + k for k in range(MOST_MECHANISMS + 1)]
+    ]
+    with pytest.raises(TrustError, match="one mechanism more"):
+        spend(FIRST, WORLD.chain(0, [approval, *busy]), PLAN)
+
+
+@pytest.mark.parametrize("cost", ["-1.0", "-1e+300"])
+def test_a_negative_cost_cannot_even_be_written(cost: str) -> None:
+    spent = {"order": 4, "cost": cost}
+    with pytest.raises(CanonicalError, match="never negative"):
+        WORLD.chain(0, [TRUE[0], other(TRUE[1], spent=spent)])
 
 
 def test_the_bundle_on_disk_holds_the_heads(tmp_path: Path) -> None:

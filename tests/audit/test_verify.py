@@ -363,6 +363,13 @@ TRUE = exact_epsilon(ROUNDS * STEPS)
         (put(noise=[]), "other kinds of noise"),
         (put(noise="cryptographic"), "other kinds of noise"),
         (put(clients=1), "counts other clients"),
+        (put(version=0), "version is not a count"),
+        (put(version="1"), "version is not a count"),
+        (put(version=True), "version is not a count"),
+        (put(rounds=-1), "rounds is not a count"),
+        (put(rounds=3), "rounds is not a count"),
+        (put(limits=None), "limits are not sentences"),
+        (put(limits=[1]), "limits are not sentences"),
         (put(ledgers={}), ""),
         (put(ledgers=None), "malformed"),
         (put(ledgers=[]), ""),
@@ -371,7 +378,7 @@ TRUE = exact_epsilon(ROUNDS * STEPS)
         (lambda c: {**c, "ledgers": {**c["ledgers"], "0" * 32: {}}, "clients": 3}, "other ledgers"),
         *((drop(name), "malformed") for name in WORLD.bundle and (
             "plan", "schema", "trust", "unit", "delta", "epsilon", "epsilon_filter", "event",
-            "noise", "ledgers", "accountants",
+            "noise", "ledgers", "accountants", "simulated", "version", "rounds", "limits",
         )),
     ],
 )  # fmt: skip
@@ -384,9 +391,9 @@ def test_a_statement_that_both_signed_is_still_recomputed(trust, claim, words: s
 def test_simulated_noise_must_be_said(trust: Trust) -> None:
     bodies = WORLD.history(simulated=True)
     bodies = [(k, {**b, "noise": "simulated"} if k is Kind.INTENT else b) for k, b in bodies]
-    for value in (False, "true", 1):
+    for value in (False, "true", 1, 0, "", None, []):
         bundle = WORLD.bundle([bodies, WORLD.history(1)], claim=put(simulated=value))
-        with pytest.raises(TrustError, match="does not say so"):
+        with pytest.raises(TrustError, match="does not say"):
             check(bundle, trust, signatures=2)
 
 

@@ -96,8 +96,8 @@ def test_an_approval_records_what_it_binds(home: Home) -> None:
         "code": code_digest(),
         "model": "softmax",
         "features": ["height", "weight"],
-        "policy": who.commit("policy", home.terms().encode()),
-        "data": who.commit("data", encode([home.policy.dataset, contents.hex()])),
+        "policy": who.commit("policy/0", home.terms().encode()),
+        "data": who.commit("data/0", encode([home.policy.dataset, contents.hex()])),
     }
     assert approved_plans(home) == {PLAN.digest: PLAN}
 

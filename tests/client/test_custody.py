@@ -32,6 +32,7 @@ from tests.world import (
     STRANGER,
     Snapshot,
     ask,
+    killed_at,
     make_home,
     model,
     put_in_force,
@@ -328,6 +329,25 @@ def test_a_home_is_only_made_under_the_policy_in_force(home: Home, tmp_path: Pat
     refuses(tmp_path, PlanError, wider.create)
     stranger = replace(home, path=tmp_path / "more", owner=STRANGER.public)
     refuses(tmp_path, TrustError, stranger.create)
+
+
+def test_an_enrolment_killed_at_any_write_is_repeated(tmp_path: Path) -> None:
+    for step in range(1, 60):
+        folder = tmp_path / str(step)
+        custody = Custody(folder / "custody")
+        home = replace(
+            make_home(tmp_path / "pattern" / str(step), plan=None),
+            path=folder / "home",
+            custody=custody,
+            keys=folder / "keys",
+        )
+        home = replace(home, policy=custody.sign(home.policy, OWNER))
+        if not killed_at(step, home.create):
+            break
+        if not (home.path / "client.json").exists():  # written last: then it is whole
+            home.create()
+        approve(Home.read(home.path), signed(PLAN), OWNER)
+    assert step > 15
 
 
 def test_a_lost_ledger_is_not_begun_anew(home: Home, tmp_path: Path) -> None:

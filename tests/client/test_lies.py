@@ -13,7 +13,7 @@ import pytest
 
 from client.approval import approve
 from client.rounds import Client
-from common.errors import PrivetError
+from common.errors import PrivetError, TrustError
 from common.plan import Plan
 from common.privacy.filter import Budget
 from common.wire import Arrays, Closing, RoundRequest, digest_arrays
@@ -233,15 +233,32 @@ def test_there_are_more_than_twenty_of_them() -> None:
 
 
 def test_a_ledger_restored_from_an_older_copy_is_noticed_by_its_own_client(tmp_path: Path) -> None:
-    """The disk went back to before round 2; the coordinator saw it, and its next request tells."""
+    """The keys' directory remembers how far it came, whoever asks next."""
     client = Client(make_home(tmp_path, policy=TIGHT, seed=None))
     client.answer(ask(1).sign(COORDINATOR), model())
     home = client.home
     copy = home.ledger.read_bytes()
+    client.answer(ask(2, nonce=2).sign(COORDINATOR), model())
+    home.ledger.write_bytes(copy)
+    with pytest.raises(TrustError, match="restored from an older copy") as caught:
+        Client(home)
+    assert caught.value.code == "ledger-unusable"
+    with pytest.raises(TrustError, match="restored from an older copy"):
+        client.answer(ask(3, nonce=3).sign(COORDINATOR), model())
+    assert home.ledger.read_bytes() == copy
+
+
+def test_a_whole_disk_that_went_back_is_contradicted_by_the_coordinator(tmp_path: Path) -> None:
+    """Ledger and keys are as before round 2; the coordinator saw it, and its next request tells."""
+    client = Client(make_home(tmp_path, policy=TIGHT, seed=None))
+    client.answer(ask(1).sign(COORDINATOR), model())
+    home = client.home
+    copy, mark = home.ledger.read_bytes(), home.mark.read_bytes()
     old = home.open_ledger().chain(home.federation)
     client.answer(ask(2, nonce=2, **seen(old)).sign(COORDINATOR), model())
     head = seen(home.open_ledger().chain(home.federation))
     home.ledger.write_bytes(copy)
+    home.mark.write_bytes(mark)
     restored = Client(home)
     with pytest.raises(PrivetError) as caught:
         restored.answer(ask(3, nonce=3, **head).sign(COORDINATOR), model())
@@ -261,3 +278,28 @@ def test_the_last_word_of_a_run_is_stored_once(tmp_path: Path) -> None:
     assert home.ledger.read_bytes() == after
     last = home.open_ledger().chain(home.federation)[-1]
     assert (last.kind.value, last.body["countersigned"]["entries"]) == ("countersignature", 3)
+
+
+def test_closings_do_not_grow_a_ledger(tmp_path: Path) -> None:
+    client = Client(make_home(tmp_path, policy=TIGHT))
+    home = client.home
+    for run in (RUN, "1" * 32):  # before it took part in anything
+        head = seen(home.open_ledger().chain(home.federation))
+        client.answer_closing(Closing("clinic-a", run, **head).sign(COORDINATOR))
+    assert len(home.open_ledger().chain(home.federation)) == 1
+    client.answer(ask(1).sign(COORDINATOR), model())
+    for _ in range(5):  # each over the head that the last one made
+        for run in (RUN, "2" * 32):
+            head = seen(home.open_ledger().chain(home.federation))
+            client.answer_closing(Closing("clinic-a", run, **head).sign(COORDINATOR))
+    assert len(home.open_ledger().chain(home.federation)) == 4
+
+
+def test_a_plan_that_is_approved_while_the_client_runs_is_served(tmp_path: Path) -> None:
+    client = Client(make_home(tmp_path, plan=None))
+    with pytest.raises(PrivetError) as caught:
+        client.answer(ask(1).sign(COORDINATOR), model())
+    assert caught.value.code == "not-approved"
+    approve(client.home, signed(PLAN), OWNER)
+    head = seen(client.home.open_ledger().chain(client.home.federation))
+    assert client.answer(ask(1, **head).sign(COORDINATOR), model()).receipt
