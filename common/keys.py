@@ -96,7 +96,7 @@ class Identity:
     """What a client is to one federation: a pseudonym, and a ledger key used nowhere else.
 
     Both are derived (HKDF-SHA-256, RFC 5869) from one secret of the client and the federation's
-    name, so two federations that compare notes cannot tell that they share a client.
+    name, so two federations that compare notes cannot tell from these that they share a client.
     """
 
     pseudonym: str
