@@ -9,7 +9,7 @@ directory.
     client.json    name, the coordinator's key, the owner's key and data set, where custody and
                    keys are, a seed if simulated
     binding.json   where the data is
-    rows.npy       which of its rows are this client's (simulations share one source)
+    rows.npy       which places in it are this client's (simulations share one source)
     plans/         approved plans, as the coordinator signed them
     outbox/        the last update, as it was disclosed
 """

@@ -2,13 +2,17 @@
 
 The rule: what training reads is the plan's schema and the plan's model applied to this client's
 rows, and nothing is learned from the rows on the way: bounds are the schema's, features are fixed.
+What a record is, depends on that record alone. In a round, one that does not fit is left out and
+moves no other: the guarantee compares data sets that differ in any record, a bad one too. Left out
+or in, it shifts the positions of those behind it, and that changes nothing: each is sampled by an
+independent coin of its own, so a batch's distribution does not know of positions.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,7 +28,7 @@ from common.data.schema import Schema
 from common.data.source import Records
 from common.errors import DataError
 from common.models.model import Model
-from common.models.preprocess import fixed_features
+from common.models.preprocess import BLOCK, fixed_features
 from common.models.registry import build
 from common.plan import Plan
 
@@ -46,17 +50,14 @@ def check_records(home: Home, plan: Plan) -> None:
         DataError: unreadable, or outside of the schema.
         PlanError: the model is unknown, or cannot be trained record by record.
     """
-    source = _source(home, plan)
-    _rows(home, len(source.labels))
+    _records(home, plan, strict=True)
     _check_model(plan, tuple(sorted(home.binding.models.items())))
 
 
 def records_digest(home: Home, plan: Plan) -> bytes:
     """SHA-256 of what this client would train on: 32 bytes, for a salted commitment alone."""
-    source = _source(home, plan)
-    rows = _rows(home, len(source.labels))
     hasher = hashlib.sha256()
-    for array in (source.features[rows], source.labels[rows]):
+    for array in _records(home, plan, strict=True):
         hasher.update(f"{array.dtype.str} {array.shape}\n".encode())
         hasher.update(np.ascontiguousarray(array).tobytes())
     return hasher.digest()
@@ -65,21 +66,20 @@ def records_digest(home: Home, plan: Plan) -> bytes:
 def records_for_round(home: Home, plan: Plan) -> TrainingSet:
     """A client's records in a round, when nothing that the server sees may depend on them.
 
-    Data that no longer fits (it did at approval) counts as no records: the round is answered, and
-    charged, like any other, and the reason stays in this machine's log.
+    A row that no longer fits (it did at approval) is no record, and the others stay. What no row
+    can cause (a file that is gone, another header, damaged ``rows.npy``) leaves no records at all.
+    Either way the round is answered, and charged, like any other; the reason stays in this
+    machine's log.
     """
     model = _model(home, plan)
     try:
-        source = _source(home, plan)
-        rows = _rows(home, len(source.labels))
-        features = fixed_features(model, plan.schema, source.features[rows])
-        labels = source.labels[rows]
+        raw, labels = _records(home, plan, strict=False)
     except Exception:
-        # Whatever it is: a record may have caused it, so it must look like any other round.
+        # No record causes it; but the data did, so it must look like any other round.
         log.exception("training on no records")
-        nothing = np.zeros((0, *plan.schema.shape), np.float32)
-        features, labels = fixed_features(model, plan.schema, nothing), np.zeros(0, np.int64)
-    return TrainingSet(torch.from_numpy(features), torch.from_numpy(labels))
+        raw, labels = np.zeros((0, *plan.schema.shape), np.float32), np.zeros(0, np.int64)
+    features, kept = _features(model, plan.schema, raw)
+    return TrainingSet(torch.from_numpy(features), torch.from_numpy(labels[kept]))
 
 
 def network_of(home: Home, plan: Plan) -> nn.Module:
@@ -114,24 +114,39 @@ def _engine(plan: Plan, models: tuple[tuple[str, str], ...]) -> Engine:
     return Engine(_build(plan, models).network, plan.privacy, plan.optimizer, plan.rounds)
 
 
-def _rows(home: Home, available: int) -> NDArray[np.int64]:
+def _records(
+    home: Home, plan: Plan, *, strict: bool
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """This client's own records: raw features (N, *schema.shape) and labels (N,).
+
+    If strict, whatever does not fit is an error; otherwise a record that does not is left out.
+    """
+    version = version_of(home.binding.path)
+    source = _load(home.binding.encode(), plan.schema, version, strict)
     dealt_out = home.binding.clients is not None or home.binding.partition_by is not None
     if not dealt_out and not home.rows.exists():
-        return np.arange(available)  # all of it is this client's
+        return source.features, source.labels  # all of it is this client's
+    own = _places(home)
+    if strict and not np.isin(own, source.places).all():
+        raise _damaged(home)
+    mine = np.isin(source.places, own)
+    return source.features[mine], source.labels[mine]
+
+
+def _places(home: Home) -> NDArray[np.int64]:
+    """The places of the source that ``rows.npy`` names; no record has a say in whether it can."""
     try:
         with open(home.rows, "rb") as file:
-            rows: NDArray[np.int64] = np.lib.format.read_array(file, allow_pickle=False)
-        good = rows.ndim == 1 and rows.dtype == np.int64
-        good = good and not ((rows < 0) | (rows >= available)).any()
-    except (OSError, ValueError, EOFError):
-        good = False
-    if not good:
-        raise DataError(f"{home.rows} does not name rows of the data", hint="prepare the run again")
-    return rows
+            places: NDArray[np.int64] = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(home) from error
+    if places.ndim != 1 or places.dtype != np.int64:
+        raise _damaged(home)
+    return places
 
 
-def _source(home: Home, plan: Plan) -> Records:
-    return _load(home.binding.encode(), plan.schema, version_of(home.binding.path))
+def _damaged(home: Home) -> DataError:
+    return DataError(f"{home.rows} does not name rows of the data", hint="prepare the run again")
 
 
 @lru_cache(maxsize=1)
@@ -139,6 +154,37 @@ def _load(
     binding: bytes,
     schema: Schema,
     version: tuple[int, ...] | None,  # noqa: ARG001  (a file that changed is read again)
+    strict: bool,
 ) -> Records:
     # In a simulation one process plays many clients that share a source: read it once.
-    return load_training(Binding.decode(binding), schema)
+    return load_training(Binding.decode(binding), schema, strict=strict)
+
+
+def _features(
+    model: Model, schema: Schema, raw: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What the network sees, and of which records: one that the features fail on is left out."""
+    try:
+        return fixed_features(model, schema, raw), np.arange(len(raw))
+    except Exception:
+        log.exception("not all records have features; those that have none are left out")
+    model = replace(model, cache="")  # pieces are not worth keeping
+    blocks = np.split(np.arange(len(raw)), range(BLOCK, len(raw), BLOCK))
+    pieces = [piece for block in blocks for piece in _each(model, schema, raw, block)]
+    features = [fixed_features(model, schema, raw[:0]), *(values for values, _ in pieces)]
+    kept = [np.zeros(0, np.int64), *(records for _, records in pieces)]
+    return np.concatenate(features), np.concatenate(kept)
+
+
+def _each(
+    model: Model, schema: Schema, raw: NDArray[np.float32], records: NDArray[np.int64]
+) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """The features of a block; where it fails, those of each of its records alone."""
+    try:
+        return [(fixed_features(model, schema, raw[records]), records)]
+    except Exception:
+        if len(records) <= 1:
+            log.debug("a record is left out", exc_info=True)
+            return []
+        pieces = (_each(model, schema, raw, record) for record in records[:, None])
+        return [piece for of_one in pieces for piece in of_one]

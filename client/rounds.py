@@ -166,8 +166,10 @@ class Client:
             stream = self._stream(plan, round_)
             return engine.round(arrays, records.features, records.labels, stream, round_)
         except Exception:
-            # A record may have caused it, so the server must not see it. Nothing that was drawn has
-            # left, so the round is answered, under the same intent, as if there were no records.
+            # No record causes this: one that the features, the network or its gradient fail on was
+            # left out, or counted as zero, and took no other along. The server must not see it all
+            # the same. Nothing that was drawn has left, so the round is answered, under the same
+            # intent, as if there were no records.
             log.exception("training on no records, because training on them failed")
             features, labels = records.features[:0], records.labels[:0]
             stream = self._stream(plan, round_)

@@ -223,9 +223,9 @@ def state_home() -> Path:
 
 
 def deal(records: Records, binding: Binding, seed: int | None) -> dict[str, Rows]:
-    """Which rows each client holds, by the client's name. Every row goes to exactly one client."""
+    """Which places each client holds, by the client's name: each record's goes to one client."""
     if binding.partition_by is not None:
-        return _by_group(records)
+        return {name: records.places[rows] for name, rows in _by_group(records).items()}
     generator = np.random.default_rng(seed)
     clients = binding.clients or 1
     if clients > len(records):
@@ -240,7 +240,7 @@ def deal(records: Records, binding: Binding, seed: int | None) -> dict[str, Rows
         parts = np.split(order, np.cumsum(sizes)[:-1])
     width = len(str(clients - 1))
     return {
-        f"client-{index:0{width}d}": np.sort(part).astype(np.int64)
+        f"client-{index:0{width}d}": records.places[np.sort(part)]
         for index, part in enumerate(parts)
     }
 

@@ -119,9 +119,13 @@ class Binding:
         return binding
 
 
-def load_training(binding: Binding, schema: Schema) -> Records:
-    """The records to train on: all of them, less those that are held out."""
-    records = load(_source(binding), schema)
+def load_training(binding: Binding, schema: Schema, *, strict: bool = True) -> Records:
+    """The records to train on: all of them, less those that are held out.
+
+    Args:
+        strict: a record that does not fit is an error; otherwise, it is left out.
+    """
+    records = load(_source(binding), schema, strict=strict)
     return split(records, binding.held_out)[0] if binding.held_out is not None else records
 
 

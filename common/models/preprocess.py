@@ -100,7 +100,8 @@ def _blocks(
         block[: len(part)] = part
         with torch.inference_mode():
             features: Tensor = model.features(preprocess(torch.from_numpy(block)))
-        yield features[: len(part)].numpy()
+        # float32 whatever comes: one block's type would otherwise become every record's.
+        yield features[: len(part)].float().numpy()
 
 
 def _output_shape(model: Model, schema: Schema) -> tuple[int, ...]:

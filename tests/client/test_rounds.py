@@ -348,10 +348,10 @@ def test_a_disk_that_fills_up_before_the_disclosure_forfeits_the_round(
     assert refusal(client) == "forfeited"
 
 
-def test_training_that_fails_on_a_record_is_answered_as_if_there_were_none(
+def test_training_that_fails_all_the_same_is_answered_as_if_there_were_no_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server must not learn from an error that a record caused."""
+    """No record can cause it; the server must not learn from the error even so."""
     right = engine.ClippedSum.__call__
 
     def touchy(self: Any, features: Any, *rest: Any) -> Any:
@@ -407,6 +407,10 @@ def spoil(home: Home, how: str) -> None:
             np.save(home.rows, np.zeros(0, np.int64))
         case "not-finite":
             write_rows(file, ["nan,inf,yes", "0,0,no"])
+        case "stray-quote":
+            write_rows(file, [ROWS[0], '"', *ROWS[1:]])
+        case "not-text":
+            file.write_bytes(b"\xff\xfe\x00" * 50)
         case "unknown-class":
             write_rows(file, ["0,0,perhaps"])
         case "deleted":
@@ -416,7 +420,16 @@ def spoil(home: Home, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["no-rows", "not-finite", "unknown-class", "deleted", "damaged-rows"]
+    "how",
+    [
+        "no-rows",
+        "not-finite",
+        "stray-quote",
+        "not-text",
+        "unknown-class",
+        "deleted",
+        "damaged-rows",
+    ],
 )
 def test_data_that_stops_fitting_after_approval_is_answered_alike(tmp_path: Path, how: str) -> None:
     usual, other = make_client(tmp_path / "usual"), make_client(tmp_path / "other")

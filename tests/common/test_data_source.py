@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from common.data import source
 from common.data.schema import Column, Schema
 from common.data.source import (
     DEBIAN_FOLDER,
@@ -92,7 +95,7 @@ def test_a_split_carries_groups_and_never_leaves_a_part_empty() -> None:
     everything = Records(np.arange(10, dtype=np.float32)[:, None], np.zeros(10, np.int64), groups)
     for part in split(everything, 0.3):
         assert part.groups == tuple(groups[int(i)] for i in part.features[:, 0])
-    one = everything.take(np.array([0]))
+    one = Records(everything.features[:1], everything.labels[:1])
     with pytest.raises(DataError, match="leaves nothing"):
         split(one, 0.2)
 
@@ -203,7 +206,9 @@ def test_what_spreadsheets_write_is_read(tmp_path: Path) -> None:
         ("A,0,yes", "line 3: 3 cells, but the header has 4"),
         ("A,0,yes,1,2", "line 3: 5 cells, but the header has 4"),
         (" ,0,yes,1", "line 3: column 'ward' must name the record's client"),
-        ('A,0,yes,"1', "cannot read"),
+        ('A,0,yes,"1', "line 3: cannot read its cells"),
+        ('"A\nB",0,yes,1', "line 3: cannot read its cells"),
+        ("A,0,yes\r,1", "line 3: cannot read its cells"),
     ],
 )
 def test_a_bad_cell_is_told_with_its_line_and_column(
@@ -213,6 +218,108 @@ def test_a_bad_cell_is_told_with_its_line_and_column(
         read(tmp_path, f"{HEADER}A,0,yes,1\n{row}\n", partition_by="ward")
     assert message in caught.value.message
     assert "data.csv" in caught.value.message
+    if "cells:" in message:
+        assert "a quoted cell ends on its own line" in caught.value.hint
+
+
+GOOD = ["A,0,yes,1", '"B, left",1.5,no,2', "C,-1,yes,3", "D,2,no,4", "E,0,no,5"]
+
+
+def served(tmp_path: Path, lines: list[bytes]) -> Records:
+    path = tmp_path / "data.csv"
+    path.write_bytes(HEADER.encode() + b"".join(line + b"\n" for line in lines))
+    return load(Csv(str(path), partition_by="ward"), TABLE, strict=False)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    at=st.integers(0, len(GOOD)),
+    line=st.binary(max_size=40).filter(lambda line: b"\n" not in line)
+    | st.text('",\r\ufeffA01yes.-', max_size=20).map(str.encode),
+)
+def test_a_line_more_changes_nothing_about_the_others(tmp_path: Path, at: int, line: bytes) -> None:
+    lines = [text.encode() for text in GOOD]
+    before, after = served(tmp_path, lines), served(tmp_path, [*lines[:at], line, *lines[at:]])
+    others = after.take(np.flatnonzero(after.places != at))
+    assert np.array_equal(others.features, before.features)
+    assert np.array_equal(others.labels, before.labels)
+    assert others.groups == before.groups
+    assert (others.places - (others.places > at)).tolist() == before.places.tolist()
+    assert after.extent == before.extent + 1
+
+
+def test_a_line_of_any_length_is_read_or_left_out_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "MOST_BYTES", 20)
+    lines = [b"A,0,yes," + b"0" * (size - 10) + b"1" for size in range(15, 60)]
+    found = served(tmp_path, [line for long in lines for line in (long, b"B,0,no,2")])
+    kept = sum(len(line) < 20 for line in lines)  # with its newline: at most 20 bytes
+    assert found.labels.tolist() == [1, 0] * kept + [0] * (len(lines) - kept)
+
+
+def test_what_no_line_can_cause_is_an_error_in_a_round_too(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    for content in (b"", b"\xff\xfe", b"ward,change,ill\n", b'ward,change,ill,"age\n'):
+        path.write_bytes(content + b"A,0,yes,1\n")
+        with pytest.raises(DataError, match="line 1"):
+            load(Csv(str(path)), TABLE, strict=False)
+    assert len(served(tmp_path, [])) == 0
+
+
+def test_held_out_records_stay_the_same_when_others_no_longer_fit(tmp_path: Path) -> None:
+    lines = [b"%d,0,yes,%d" % (i, i) for i in range(50)]
+    whole = split(served(tmp_path, lines), 0.3)
+    for spoilt in (0, 7, 49):
+        parts = split(served(tmp_path, [*lines[:spoilt], b'"', *lines[spoilt + 1 :]]), 0.3)
+        for part, before in zip(parts, whole, strict=True):
+            expected = [i for i in before.places.tolist() if i != spoilt]
+            assert part.places.tolist() == expected
+            assert part.features[:, 0].tolist() == expected
+
+
+BAD_IMAGES = {"nan": np.nan, "inf": np.inf, "above": 17.0, "below": -0.5}
+
+
+@pytest.mark.parametrize("how", [*BAD_IMAGES, "label-10", "label--1"])
+def test_an_image_that_does_not_fit_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    images, labels = source._digits()
+    images, labels = images.astype(float), labels.copy()
+    before = split(load(Digits(), DIGITS), 0.2)
+    if how in BAD_IMAGES:
+        images[5, 3, 3] = BAD_IMAGES[how]
+    else:
+        labels[5] = int(how.removeprefix("label-"))
+    monkeypatch.setattr(source, "_digits", lambda: (images, labels))
+    with pytest.raises(DataError, match=r"image 5 \(from 0\) has"):
+        load(Digits(), DIGITS)
+    after = split(load(Digits(), DIGITS, strict=False), 0.2)
+    for part, whole in zip(after, before, strict=True):
+        left = whole.take(np.flatnonzero(whole.places != 5))
+        assert np.array_equal(part.features, left.features)
+        assert np.array_equal(part.labels, left.labels)
+        assert np.array_equal(part.places, left.places)
+    assert sum(map(len, after)) == 1796
+
+
+def test_an_image_of_an_idx_file_that_does_not_fit_costs_no_other(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 28, 28), np.uint8)
+    pixels[1, 0, 0] = 255
+    images, labels = idx((4, 28, 28), pixels.tobytes()), idx((4,), bytes([3, 4, 10, 5]))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    schema = Schema("image", (1, 28, 28), TEN, upper=254.0)
+    found = load(FashionMnist("train", str(tmp_path)), schema, strict=False)
+    assert (found.labels.tolist(), found.places.tolist()) == ([3, 5], [0, 3])
+    with pytest.raises(DataError, match="image 1"):
+        load(FashionMnist("train", str(tmp_path)), schema)
 
 
 def test_a_message_never_quotes_a_long_cell(tmp_path: Path) -> None:

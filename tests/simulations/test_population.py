@@ -39,6 +39,18 @@ def dealt(clients: int, partition: str = "equal", alpha: float | None = None) ->
 # -- dealing out ---------------------------------------------------------------------------------
 
 
+def test_a_share_names_places_in_the_source_so_no_line_left_out_shifts_it() -> None:
+    everything = records(5, groups=tuple("ababa"))
+    some = everything.take(np.array([0, 2, 3]))
+    grouped = replace(dealt(1), clients=None, partition=None, partition_by="ward")
+    assert {name: rows.tolist() for name, rows in deal(some, grouped, 1).items()} == {
+        "a": [0, 2],
+        "b": [3],
+    }
+    shares = deal(some, dealt(2, "unequal"), 1)
+    assert sorted(np.concatenate(list(shares.values())).tolist()) == [0, 2, 3]
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.integers(1, 300),
