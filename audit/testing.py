@@ -1,6 +1,7 @@
 """Does this engine, on this machine, do what a plan says? Conformance, accounting, canaries.
 
-The rules: what follows from chance is fixed before the dice are thrown (:mod:`audit.canaries`), and
+The rules: what canaries are scored by is fixed and on disk before anything is trained, conformance
+included (:mod:`audit.canaries`); everything that was found is in the record, whatever found it; and
 no number is shown without what it is not. The verdict is ``consistent`` or ``violates``, and an
 engine that does as it declares gets ``violates`` with a chance of at most 1e-5 a run: half of it
 for conformance, half for canaries; accounting has no chance in it.
@@ -11,9 +12,10 @@ machine ran the same code is for a ledger's entries and digests to say, and for 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,9 +24,9 @@ from audit.canaries.claims import Clause, check_accounting, claim_of
 from audit.canaries.design import Claim, Design
 from audit.canaries.interval import Interval, epsilon_interval, interval_json
 from audit.canaries.judgement import Judgement
-from audit.canaries.record import Recorder
+from audit.canaries.record import MOST_STEPS, Recorder
 from audit.canaries.trial import canary_subject, flip_coins, run_trial
-from client.training.conformance import CHECKS, Finding, Subject, conformance
+from client.training.conformance import CHECKS, Finding, Probe, Subject, conformance
 from common.canonical import Json
 from common.keys import SigningKey
 from common.plan import Privacy
@@ -39,12 +41,14 @@ BUILT_IN = Privacy(  # epsilon 3.99 at delta 1e-5, in 200 steps
     divisor=25.0,
     delta=1e-5,
 )
-MOST_STEPS = 1000
 CONFORMANCE_ALARM = 5e-6
 CONFORMANCE_STEPS, CONFORMANCE_CLIP = 3, 100.0
 
 Progress = Callable[[str, int, int], None]
 MakeSubject = Callable[[Privacy, int, int], Subject]
+Check = Callable[[Probe], Iterator[Finding]]
+
+log = logging.getLogger("privet.client")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Result:
     Args:
         privacy: the declared mechanism of a round.
         planned: the whole declared schedule.
+        checks: how many clauses of conformance were looked at.
         findings: of conformance.
         accounting: clauses of the accounting.
         claim: what the audited steps are said to cost.
@@ -66,6 +71,7 @@ class Result:
 
     privacy: Privacy
     planned: Event
+    checks: int
     findings: Sequence[Finding]
     accounting: Sequence[Clause]
     claim: Claim
@@ -106,7 +112,7 @@ class Result:
             "audited_steps": claim.event.steps,
             "claim": claim.json(),
             "conformance": {
-                "checks": len(CHECKS),
+                "checks": self.checks,
                 "findings": [finding.json() for finding in self.findings],
             },
             "accounting": [
@@ -114,6 +120,10 @@ class Result:
                 for clause in self.accounting
             ],
             "canaries": {"design": self.design.json(), **judgement.json()},
+            "means": {
+                method: wording.means(self.design, judgement.best(method))
+                for method in wording.NAMES
+            },
             "interval": {
                 "sigma": interval_json(judgement.sigma),
                 "epsilon": interval_json(self.epsilon),
@@ -134,6 +144,7 @@ def examine(
     rounds: int = 1,
     plan: str | None = None,
     claimed: float | None = None,
+    more: Mapping[str, Check] | None = None,
     with_canaries: MakeSubject = canary_subject,
     design: Design | None = None,
     key: SigningKey | None = None,
@@ -149,6 +160,8 @@ def examine(
         rounds: of the plan.
         plan: its digest.
         claimed: an epsilon that somebody states for the whole plan.
+        more: checks of conformance beside the suite's, by name; they have no part in the chance of
+            a false alarm, so each must be one in which chance plays none.
         with_canaries: makes the subject that trains the canaries' network, from mechanism, number
             of canaries and of steps; the same engine.
         design: of the canaries.
@@ -160,21 +173,22 @@ def examine(
         InputError: there is a record already, or the mechanism claims nothing that could be tested.
     """
     began = time.perf_counter()
+    more = more or {}
     design, planned = design or Design(), privacy.event(rounds)
     steps = min(planned.steps, MOST_STEPS)
     recorder = Recorder(record, key)
     claim = claim_of(replace(planned, steps=steps), privacy.delta)
     accounting = check_accounting(planned, privacy.delta, claimed)
-    accounted = time.perf_counter()
-
-    findings = _conform(subject, privacy, progress)
-    conformed = time.perf_counter()
-
     coins = flip_coins(design.canaries)
     declared = recorder.declare(
         design, claim, coins, privacy=privacy.json(), planned_steps=planned.steps, plan=plan
     )
     announce(declared)
+    accounted = time.perf_counter()
+
+    findings = _conform(subject, privacy, more, progress)
+    conformed = time.perf_counter()
+
     observed = run_trial(
         with_canaries(privacy, design.canaries, steps),
         privacy,
@@ -183,13 +197,14 @@ def examine(
         progress=lambda done, of: progress("canaries: train", done, of),
     )
     recorder.observe(observed)
-    judgement = recorder.reveal()
+    judgement = recorder.reveal([finding.json() for finding in findings], accounting)
     trained = time.perf_counter()
     epsilon = epsilon_interval(judgement.sigma, planned, privacy.delta, claim.method)
     ended = time.perf_counter()
     return Result(
         privacy=privacy,
         planned=planned,
+        checks=len(CHECKS) + len(more),
         findings=findings,
         accounting=accounting,
         claim=claim,
@@ -207,7 +222,9 @@ def examine(
     )
 
 
-def _conform(subject: Subject, privacy: Privacy, progress: Progress) -> list[Finding]:
+def _conform(
+    subject: Subject, privacy: Privacy, more: Mapping[str, Check], progress: Progress
+) -> list[Finding]:
     """Every check of the suite under the declared figures, but for many steps and a huge C.
 
     Next to a C of more than 100, the suite's records would vanish in the grid that sums are rounded
@@ -221,10 +238,19 @@ def _conform(subject: Subject, privacy: Privacy, progress: Progress) -> list[Fin
     # Each tensor has two findings with a p-value, and all other checks together fewer than twenty.
     alpha = CONFORMANCE_ALARM / (2 * len(subject.shapes) + 20)
     findings: list[Finding] = []
-    for done, check in enumerate(CHECKS):
-        progress("conformance: check", done, len(CHECKS))
-        findings += conformance(subject, privacy=declared, alpha=alpha, only=[check])
-    progress("conformance: check", len(CHECKS), len(CHECKS))
+    checks = len(CHECKS) + len(more)
+    for done, name in enumerate(CHECKS):
+        progress("conformance: check", done, checks)
+        findings += conformance(subject, privacy=declared, alpha=alpha, only=[name])
+    for done, (name, check) in enumerate(more.items(), len(CHECKS)):
+        progress("conformance: check", done, checks)
+        try:
+            findings += check(Probe(subject, declared, 0, alpha))
+        except Exception as error:
+            log.debug("the engine failed while it was checked for %s", name, exc_info=True)
+            what = f"the engine could not be checked: {type(error).__name__}: {error}"
+            findings.append(Finding(name, False, float("nan"), None, what))
+    progress("conformance: check", checks, checks)
     return findings
 
 

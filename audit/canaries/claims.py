@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from audit.canaries.bounds import LARGEST_EPSILON, gaussian_mu
 from audit.canaries.design import Claim
-from audit.canaries.interval import best_method, curve_by, epsilon_by
+from audit.canaries.interval import PLD, RDP, best_method, curve_by, epsilon_by
 from audit.canaries.special import normal_quantile
 from common.errors import InputError
 from common.privacy import accountant
@@ -24,6 +24,9 @@ from common.privacy.events import Event
 CURVE = (1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2)
 RDP_TOLERANCE = 1e-9
 PLD_TOLERANCE = 1e-6  # of a value on its own grid
+# With less noise a loss distribution takes up to half a minute, and whoever checks a record must
+# not wait for what somebody else chose: the claim is our own Rényi bound then.
+LEAST_PLD_NOISE = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class Clause:
 
 
 def claim_of(event: Event, delta: float, method: str | None = None) -> Claim:
-    """What ``event`` costs, by the tightest method that is installed or by ``method``.
+    """What ``event`` costs, by the tightest method that is quick here, or by ``method``.
 
     Raises:
         InputError: epsilon is infinite or above 100: nothing is claimed that could be tested.
+        ValueError: ``method`` is PLD, and it would not be quick.
     """
     if not accountant.epsilon([event], delta) <= LARGEST_EPSILON:
         raise InputError(
@@ -47,7 +51,13 @@ def claim_of(event: Event, delta: float, method: str | None = None) -> Claim:
             f"above {LARGEST_EPSILON:g}: nothing is claimed that could be tested",
             hint="plan more noise, fewer steps or a lower sampling rate",
         )
-    method = method or best_method()
+    quick = event.noise_multiplier >= LEAST_PLD_NOISE
+    method = method or (best_method() if quick else RDP)
+    if method == PLD and not quick:
+        raise ValueError(
+            f"noise_multiplier: {event.noise_multiplier:g}, and no claim is by {PLD} below "
+            f"{LEAST_PLD_NOISE:g}"
+        )
     epsilon = epsilon_by(method, event, delta)
     return Claim(event, delta, epsilon, method, _curve(event, delta, epsilon, method))
 

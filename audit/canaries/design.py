@@ -9,6 +9,7 @@ The standard library alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,13 @@ from common.canonical import Json, number, parse_number
 from common.privacy.events import Event
 
 SCORES = ("likelihood-ratio", "difference")
+# So many noise values make the noise multiplier known to 0.5 %, at 99 %.
+NOISE_VALUES = 130_000
+
+
+def spare_rows(canaries: int, steps: int) -> int:
+    """Rows that no record has: where steps are few, they show the noise."""
+    return max(0, math.ceil(NOISE_VALUES / steps) - 2 * canaries // 5)
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,9 @@ class Observed:
         }
 
     @classmethod
-    def from_json(cls, value: Json, canaries: int) -> Observed:
+    def from_json(cls, value: Json, canaries: int, steps: int) -> Observed:
+        """Read an observation back; ValueError or KeyError unless a test could have made it."""
+
         def numbers(texts: Sequence[object]) -> tuple[float, ...]:
             if len(texts) != canaries:
                 raise ValueError(f"{len(texts)} figures for {canaries} canaries")
@@ -177,6 +187,9 @@ class Observed:
             spare_values=_count(value["spare_values"], least=0),
             spare_squares=parse_number(value["spare_squares"]),
         )
+        most = spare_rows(canaries, steps) * steps
+        if observed.spare_values > most:
+            raise ValueError(f"spare_values: {observed.spare_values}, and a test has {most}")
         if min(observed.spare_squares, *observed.squares) < 0:
             raise ValueError("a sum of squares is negative")
         if observed.json() != value:

@@ -2,9 +2,13 @@
 
 The rules: ``declared`` (the design, the claim, a commitment to the coins) is on disk before
 anything is trained; ``observed`` (every canary's scores, from which the guesses follow) is on disk
-before a coin is looked at to score them; ``revealed`` has the coins, the salt, and what follows.
-Each line is canonical JSON, names the SHA-256 of the one before it, and is signed. So an outsider
-repeats the scoring from the file alone, and a changed byte is found at a line that can be named.
+before a coin is looked at to score them; ``revealed`` has the coins, the salt, what follows, and
+what conformance and accounting found. Each line is canonical JSON, names the SHA-256 of the one
+before it, and is signed. So an outsider repeats the scoring from the file alone, and a changed byte
+is found at a line that can be named.
+
+What conformance and accounting found cannot be repeated from the file: it is as recorded by whoever
+signed it, and whoever made up a record can make it up too.
 
 What a record cannot show by itself: that it is the only one that was made (whoever tests until a
 result pleases can keep the last), and when it was made. For that, give ``declared``'s digest to
@@ -22,17 +26,19 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from audit.canaries.claims import claim_of
+from audit.canaries import wording
+from audit.canaries.claims import Clause, claim_of
 from audit.canaries.design import Claim, Design, Observed
 from audit.canaries.interval import PLD
 from audit.canaries.judgement import Judgement, judge
+from audit.canaries.special import fair_coins
 from common import durable
-from common.canonical import CanonicalError, Json, decode, digest, encode, number
+from common.canonical import CanonicalError, Json, decode, digest, encode, number, parse_number
 from common.errors import InputError, PrivetError, TrustError
 from common.keys import PublicKey, SigningKey, b64
 
@@ -40,7 +46,10 @@ SCHEMA_VERSION = 1
 GENESIS = "0" * 64
 KINDS = ("declared", "observed", "revealed")
 MOST_BYTES = 8 * 2**20
-MOST_CANARIES, MOST_STEPS = 10_000, 10_000
+# No test has more of any of them. Within them, repeating a record's scoring takes seconds.
+MOST_CANARIES, MOST_STEPS, MOST_RANKS = 2000, 1000, 5
+MOST_PLANNED = 10**12  # a plan has at most a million rounds of a million steps
+UNFAIR = 1e-9  # coins that are less likely than this, if they are fair, were not tossed
 TOLERANCE = 1e-6  # relative: another machine's libm, or a search that stops elsewhere
 _CONTEXT = b"privet/audit-record/v1\n"
 _COINS = b"privet/audit-coins/v1\n"
@@ -48,8 +57,10 @@ _FIELDS = {"schema_version", "key", "seq", "prev", "time", "kind", "body", "sign
 _BODIES = {
     "declared": {"plan", "privacy", "planned_steps", "design", "claim", "coins"},
     "observed": {"observed"},
-    "revealed": {"salt", "coins", "judgement"},
+    "revealed": {"salt", "coins", "judgement", "conformance", "accounting"},
 }
+_FINDING = {"check": str, "where": str, "ok": bool, "message": str}
+_CLAUSE = {"name": str, "ok": bool, "message": str}
 
 
 def commit(salt: bytes, coins: Sequence[bool]) -> str:
@@ -113,14 +124,21 @@ class Recorder:
         self._observed = observed
         return self._append({"observed": observed.json()})
 
-    def reveal(self) -> Judgement:
-        """Look at the coins, score the guesses, and write both down."""
+    def reveal(self, conformance: Sequence[Json], accounting: Sequence[Clause]) -> Judgement:
+        """Look at the coins, score the guesses, and write both down, with all else that was found.
+
+        Args:
+            conformance: its findings, as :meth:`client.training.conformance.Finding.json` has them.
+            accounting: its clauses.
+        """
         judgement = judge(self._design, self._claim, self._observed, self._coins)
         self._append(
             {
                 "salt": self._salt.hex(),
                 "coins": _text(self._coins),
                 "judgement": judgement.json(),
+                "conformance": list(conformance),
+                "accounting": [asdict(clause) for clause in accounting],
             }
         )
         return judgement
@@ -154,6 +172,7 @@ class Checked:
         declared: digest of the first line.
         plan: digest of the plan that was tested, or None for the built-in mechanism.
         design, claim, judgement: recomputed, and equal to what the record says.
+        conformance, accounting: what else was found, as recorded by whoever signed it.
         claim_recomputed: whether the claim's epsilon and curve were computed again too.
     """
 
@@ -163,12 +182,32 @@ class Checked:
     design: Design
     claim: Claim
     judgement: Judgement
+    conformance: tuple[Json, ...]
+    accounting: tuple[Json, ...]
     claim_recomputed: bool
 
     @property
     def usual(self) -> bool:
         """Whether the design is this version's own, and not one that somebody chose."""
         return self.design == Design()
+
+    @property
+    def recorded_wrong(self) -> list[str]:
+        """What conformance and accounting are recorded to have found against the engine."""
+        return [
+            f"conformance, {found['check']}: {found['message']}"
+            for found in self.conformance
+            if not found["ok"]
+        ] + [
+            f"accounting, {clause['name']}: {clause['message']}"
+            for clause in self.accounting
+            if not clause["ok"]
+        ]
+
+    @property
+    def wrong(self) -> list[str]:
+        """Everything against the engine, recomputed or recorded."""
+        return self.recorded_wrong + wording.refuted(self.design, self.claim, self.judgement)
 
 
 def check_record(path: Path) -> Checked:
@@ -183,20 +222,21 @@ def check_record(path: Path) -> Checked:
     where = 0
     try:
         design, claim = Design.from_json(declared["design"]), Claim.from_json(declared["claim"])
-        if design.canaries > MOST_CANARIES or claim.event.steps > MOST_STEPS:
-            raise ValueError("more canaries or steps than are ever tested")
+        _check_counts(declared, design, claim)
         _check_mechanism(declared, claim)
         recomputed = _check_claim(claim)
         plan = declared["plan"]
         if plan is not None and (type(plan) is not str or len(plan) != 64):
             raise ValueError("the plan is not named by its digest")
         where = 1
-        seen = Observed.from_json(observed["observed"], design.canaries)
+        seen = Observed.from_json(observed["observed"], design.canaries, claim.event.steps)
         where = 2
         coins = _coins(revealed, declared["coins"], design.canaries)
         judgement = judge(design, claim, seen, coins)
         if not _alike(judgement.json(), revealed["judgement"]):
             raise ValueError("what it says follows is not what follows from scores and coins")
+        conformance = _found(revealed["conformance"], "conformance", _FINDING)
+        accounting = _found(revealed["accounting"], "accounting", _CLAUSE)
     except (ArithmeticError, AttributeError, KeyError, PrivetError, TypeError, ValueError) as error:
         raise TrustError(f"entry {where}: {error}") from error
     return Checked(
@@ -206,6 +246,8 @@ def check_record(path: Path) -> Checked:
         design=design,
         claim=claim,
         judgement=judgement,
+        conformance=conformance,
+        accounting=accounting,
         claim_recomputed=recomputed,
     )
 
@@ -263,7 +305,42 @@ def _coins(revealed: Json, commitment: object, canaries: int) -> tuple[bool, ...
     coins = tuple(letter == "1" for letter in text)
     if not hmac.compare_digest(commit(salt, coins), str(commitment)):
         raise ValueError("the coins are not those that entry 0 committed to")
+    chance = fair_coins(sum(coins), canaries)
+    if chance < UNFAIR:
+        raise ValueError(
+            f"coins: {sum(coins)} of {canaries} canaries are included, and fair coins show that, "
+            f"or more, with a chance of {chance:.1g}"
+        )
     return coins
+
+
+def _found(value: object, field: str, form: dict[str, type]) -> tuple[Json, ...]:
+    """What was recorded: of a right form, and nothing that is recomputed."""
+    if not isinstance(value, list):
+        raise ValueError(f"{field}: not a list of what was found")
+    numbers = {"statistic", "p_value"} if form is _FINDING else set()
+    for found in value:
+        if not isinstance(found, dict) or set(found) != {*form, *numbers}:
+            raise ValueError(f"{field}: a finding has other fields than it should")
+        for name, kind in form.items():
+            if type(found[name]) is not kind:
+                raise ValueError(f"{field}: {name} is not a {kind.__name__}")
+        for name in numbers:
+            if found[name] is not None:
+                parse_number(found[name])
+    return tuple(value)
+
+
+def _check_counts(declared: Json, design: Design, claim: Claim) -> None:
+    planned = declared["planned_steps"]
+    for field, count, most in (
+        ("canaries", design.canaries, MOST_CANARIES),
+        ("ranks", len(design.ranks), MOST_RANKS),
+        ("steps", claim.event.steps, MOST_STEPS),
+        ("planned_steps", planned, MOST_PLANNED),
+    ):
+        if type(count) is not int or not 1 <= count <= most:
+            raise ValueError(f"{field}: {count!r:.40}, and a test has from 1 to {most}")
 
 
 def _check_claim(claim: Claim) -> bool:

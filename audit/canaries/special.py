@@ -45,6 +45,16 @@ def binomial_terms(n: int, p: float) -> list[float]:
     return [math.exp(c + k * log_p + (n - k) * log_q) for k, c in enumerate(_log_choose(n))]
 
 
+def fair_coins(heads: int, n: int) -> float:
+    """The chance that ``n`` fair coins show a count at least as far from n / 2 as ``heads`` is.
+
+    >>> fair_coins(0, 10) == 2 / 2**10
+    True
+    """
+    fewer = min(heads, n - heads)
+    return min(1.0, 2 * math.fsum(binomial_terms(n, 0.5)[: fewer + 1]))
+
+
 def binomial_upper(hits: int, n: int, level: float) -> float:
     """The one-sided Clopper-Pearson bound: the largest p with P[Bin(n, p) <= hits] >= ``level``.
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from audit.canaries.design import SCORES, Observed
+from audit.canaries.design import SCORES, Observed, spare_rows
 from client.training.conformance import Subject, engine_subject
 from common.plan import Optimizer, Privacy
 from common.privacy.noise import Stream
@@ -31,8 +31,6 @@ from common.wire import Arrays
 FEATURES = 8
 ORDINARY = 256  # records that are there as well
 STRENGTH = 10.0  # a canary's gradient norm, in units of C
-# So many noise values make the noise multiplier known to 0.5 %, at 99 %.
-NOISE_VALUES = 130_000
 FIGURES = 9  # significant digits that a record keeps
 TABLE = "canaries.weight"
 _FARTHEST = 1e100  # in units of C
@@ -74,11 +72,6 @@ def canary_subject(privacy: Privacy, canaries: int, steps: int) -> Subject:
             return CanaryNetwork(rows, strength)
 
     return engine_subject(network, (2 + FEATURES,), 2)
-
-
-def spare_rows(canaries: int, steps: int) -> int:
-    """Rows that no record has: where steps are few, they show the noise."""
-    return max(0, math.ceil(NOISE_VALUES / steps) - 2 * canaries // 5)
 
 
 def flip_coins(canaries: int) -> tuple[bool, ...]:

@@ -72,6 +72,9 @@ def is_not(design: Design, claim: Claim, judgement: Judgement, planned: Event) -
         "An alarm is raised at a chance of 1e-5 a run, not at "
         f"{_percent(1 - design.confidence)}: a bound above the claim is no alarm by itself, and "
         "nobody should test until one is gone.",
+        "What is tested are the noised sums, before the optimizer: that is post-processing. Of a "
+        "plan's own optimizer, only that it works on the sums that were tested is looked at, over "
+        "the first few steps of a first round, at another learning rate.",
         "All of this is about the code on this machine and records made for it; it does not show "
         "what ran elsewhere.",
     ]
@@ -88,8 +91,8 @@ def is_not(design: Design, claim: Claim, judgement: Judgement, planned: Event) -
         )
     if claim.method != PLD:
         words.append(
-            "dp-accounting is not installed: epsilon is our own Rényi bound, which is above the "
-            "headline."
+            "Epsilon is our own Rényi bound, which is above the headline: dp-accounting is not "
+            "installed, or its loss distribution would take long at so little noise."
         )
     return words
 

@@ -12,6 +12,9 @@ from privet import output
 from privet.commands.options import FormatOption, QuietOption
 from privet.output import Format
 
+# Of conformance and accounting, which cannot be computed again from a record.
+RECORDED = "as recorded by whoever signed it, and not computed again"
+
 if TYPE_CHECKING:
     from audit.canaries.record import Checked
     from audit.testing import Result
@@ -62,7 +65,7 @@ def examine(
         )
     data = {"tested": tested.name, **result.json()}
     if result.wrong:
-        _fail(tested, result, format_)
+        _fail(tested, result, format_)  # raises
     output.show(format_, data, lambda: _print(tested, result))
 
 
@@ -110,6 +113,7 @@ def _print(tested: Tested, result: Result) -> None:
             f"{method:<14} epsilon >= {bound.epsilon:.2f} at "
             f"{100 * result.design.confidence:g} %, by {bound.score}; ceiling {bound.ceiling:.1f}"
         )
+        print(f"{'':<14} {wording.means(result.design, bound)}")
     for line in result.wrong:
         print(f"WRONG          {line}")
     print("\nWhat these numbers are not:")
@@ -130,10 +134,13 @@ def _check(record: Path, target: Path | None, out: Path | None, format_: Format)
         )
     checked = check_record(record / "record.jsonl" if record.is_dir() else record)
     data = _checked_json(checked)
-    if checked.judgement.wrong:
+    if checked.wrong:
+        if format_ is Format.text:
+            _print_checked(checked)
+        recorded = f" (conformance and accounting {RECORDED})" if checked.recorded_wrong else ""
         raise TrustError(
-            f"the record holds together, and says that the engine violates: "
-            f"{', '.join(checked.judgement.wrong)}",
+            f"the record holds together, and says that the engine violates what is declared"
+            f"{recorded}: {'; '.join(checked.wrong)}",
             hint="do not use what that engine trained",
             code="engine-violates",
         )
@@ -141,20 +148,34 @@ def _check(record: Path, target: Path | None, out: Path | None, format_: Format)
 
 
 def _checked_json(checked: Checked) -> dict[str, Any]:
+    from audit.canaries import wording
+
     return {
-        "verdict": "consistent",
+        "verdict": "violates" if checked.wrong else "consistent",
+        "wrong": checked.wrong,
         "key": checked.key,
         "declared": checked.declared,
         "plan": checked.plan,
         "usual_design": checked.usual,
         "claim": checked.claim.json(),
         "claim_recomputed": checked.claim_recomputed,
+        "recorded": {
+            "note": f"conformance and accounting are {RECORDED}",
+            "conformance": list(checked.conformance),
+            "accounting": list(checked.accounting),
+        },
+        "means": {
+            method: wording.means(checked.design, checked.judgement.best(method))
+            for method in wording.NAMES
+        },
         "canaries": {"design": checked.design.json(), **checked.judgement.json()},
     }
 
 
 def _print_checked(checked: Checked) -> None:
-    print("the record holds together: what it says follows from its scores and coins")
+    from audit.canaries import wording
+
+    print("the record holds together: what it says of canaries follows from its scores and coins")
     print(f"  - fixed before training: {checked.declared}")
     print(f"  - signed by a key that only outside knowledge can vouch for: {checked.key[:16]}…")
     print(
@@ -163,5 +184,14 @@ def _print_checked(checked: Checked) -> None:
     )
     if not checked.usual:
         print("  - NOT THE USUAL DESIGN: somebody chose its levels, guesses or thresholds")
-    for bound in checked.judgement.bounds:
-        print(f"  - {bound.method} by {bound.score}: epsilon >= {bound.epsilon:.2f}")
+    for method, name in wording.NAMES.items():
+        bound = checked.judgement.best(method)
+        print(f"  - {name}, by {bound.score}: {wording.means(checked.design, bound)}")
+    for what, found in (
+        ("conformance", checked.conformance),
+        ("accounting", checked.accounting),
+    ):
+        against = sum(not one["ok"] for one in found)
+        print(f"  - {what}: {len(found)} findings, {against} against the engine; {RECORDED}")
+    for line in checked.wrong:
+        print(f"  - WRONG: {line}")

@@ -6,6 +6,7 @@ Beside it: the numbers are those of DP-SGD written from the paper, and accountin
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from torch import nn
 
 from audit.canaries import wording
 from audit.canaries.claims import CURVE, check_accounting, claim_of
-from audit.canaries.design import Claim, Design, Observed
+from audit.canaries.design import Claim, Design, Observed, spare_rows
 from audit.canaries.interval import PLD, epsilon_interval
 from audit.canaries.judgement import CURVE_SLACK
 from audit.canaries.record import check_record
-from audit.canaries.trial import canary_subject, run_trial, spare_rows
+from audit.canaries.trial import canary_subject, run_trial
 from audit.testing import BUILT_IN, examine
 from client.training.conformance import engine_subject
 from common.errors import InputError
@@ -239,6 +240,9 @@ def test_noise_that_misses_one_layer_is_named_by_conformance(
     result = examine(broken, BUILT_IN, tmp_path / "record.jsonl")
     assert result.verdict == "violates"
     assert any("noise-variance: 2.bias" in line for line in result.wrong)
+    checked = check_record(tmp_path / "record.jsonl")  # canaries alone would say nothing
+    assert (checked.wrong, checked.judgement.wrong) == (result.wrong, ())
+    assert list(checked.conformance) == [finding.json() for finding in result.findings]
     assert not any(line.startswith("canaries") for line in result.wrong)
 
 
@@ -256,6 +260,7 @@ def test_a_long_plan_is_tested_over_fewer_steps_and_says_so(
     assert result.claim.epsilon == reference.pld_epsilon([Event(0.05, 1.0962, 50)], 1e-5)
     assert result.epsilon.low > 3.8  # of the whole plan
     assert [line.split(":")[0] for line in result.wrong] == ["accounting, claimed-epsilon"]
+    assert check_record(tmp_path / "record.jsonl").wrong == result.wrong
 
 
 def test_a_design_that_could_not_be_scored_is_none() -> None:
@@ -269,7 +274,7 @@ def test_what_is_written_is_read_back_to_the_bit() -> None:
     assert Design.from_json(design.json()) == design
     assert Claim.from_json(CLAIM.json()) == CLAIM
     seen = run_trial(canary_subject(PRIVACY, 200, 2), PRIVACY, coins(1, 200), 2)
-    assert Observed.from_json(seen.json(), 200) == seen
+    assert Observed.from_json(seen.json(), 200, 2) == seen
 
 
 def test_smaller_deficits_than_a_tenth_are_seen_too() -> None:
@@ -283,6 +288,26 @@ def test_a_plan_with_a_huge_clipping_norm_is_no_false_alarm(
     privacy = Privacy("local", 0.5, 60.0, 1e5, 2, 1e6, 1e-5)
     result = examine(engine_subject(network, (6,), 3), privacy, tmp_path / "record.jsonl")
     assert (result.verdict, result.wrong) == ("consistent", [])
+
+
+def test_what_was_fixed_is_on_disk_and_announced_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audit.testing.CHECKS", ["replay"])
+    path, order, subject = tmp_path / "record.jsonl", [], engine_subject(network, (6,), 3)
+
+    def train(*arguments):  # type: ignore[no-untyped-def]
+        order.append(path.exists())
+        return subject.train(*arguments)
+
+    examine(
+        replace(subject, train=train),
+        replace(BUILT_IN, steps=2),
+        path,
+        announce=lambda _: order.append("announced"),
+    )
+    assert order[0] == "announced"
+    assert set(order[1:]) == {True}
 
 
 # -- figures -------------------------------------------------------------------------------------

@@ -8,18 +8,30 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from audit.canaries.claims import claim_of
-from audit.canaries.design import Claim, Design, Observed
+from audit.canaries.claims import Clause, claim_of
+from audit.canaries.design import SCORES, Claim, Design, Observed, spare_rows
 from audit.canaries.interval import PLD, RDP
 from audit.canaries.judgement import Judgement
-from audit.canaries.record import Recorder, check_record, commit
+from audit.canaries.record import (
+    MOST_CANARIES,
+    MOST_RANKS,
+    MOST_STEPS,
+    UNFAIR,
+    Recorder,
+    check_record,
+    commit,
+)
+from audit.canaries.special import fair_coins
 from audit.canaries.trial import run_trial
+from client.training.conformance import Finding
 from common.canonical import digest, encode, number
 from common.errors import InputError, OperationError, TrustError
 from common.keys import SigningKey
@@ -37,13 +49,17 @@ SEEN = run_trial(
 )
 
 
+FOUND = [Finding("replay", True, 0.0, None, "the same").json()]
+CLAUSES = [Clause("rdp-twice", True, "both give 1")]
+
+
 def write(path: Path, claim: Claim = CLAIM) -> tuple[list[str], Judgement]:
     recorder = Recorder(path, KEY)
     heads = [
         recorder.declare(DESIGN, claim, COINS, privacy=PRIVACY.json(), planned_steps=60),
         recorder.observe(SEEN),
     ]
-    return heads, recorder.reveal()
+    return heads, recorder.reveal(FOUND, CLAUSES)
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +214,9 @@ def test_a_record_of_another_form_is_refused_and_the_entry_named(path: Path, nam
     assert path.read_bytes() == before
 
 
-def edit(number_: int, *keys: str, to: Any) -> Callable[[list[dict[str, Any]]], None]:
+def edit(number_: int, *keys: str | int, to: Any) -> Callable[[list[dict[str, Any]]], None]:
     def change(found: list[dict[str, Any]]) -> None:
-        value = found[number_]["body"]
+        value: Any = found[number_]["body"]
         for key in keys[:-1]:
             value = value[key]
         value[keys[-1]] = to(value[keys[-1]]) if callable(to) else to
@@ -233,8 +249,26 @@ LIES = {
     "another mechanism": (edit(0, "privacy", "sampling_rate", to="0.5"), 0, "mechanism"),
     "fewer planned steps": (edit(0, "planned_steps", to=19), 0, "mechanism"),
     "no noise declared": (edit(0, "claim", "event", "noise_multiplier", to="0.0"), 0, ""),
-    "a million million steps": (edit(0, "claim", "event", "steps", to=10**12), 0, "more"),
-    "too many canaries": (edit(0, "design", "canaries", to=10**9), 0, "more"),
+    "a million million steps": (edit(0, "claim", "event", "steps", to=10**12), 0, "steps: 1000"),
+    "too many canaries": (edit(0, "design", "canaries", to=10**9), 0, "canaries: 1000000000"),
+    "too many thresholds": (edit(0, "design", "ranks", to=["0.5"] * 99), 0, "ranks: 99"),
+    "more steps than any test": (edit(0, "claim", "event", "steps", to=1001), 0, "steps: 1001"),
+    "planned steps without end": (edit(0, "planned_steps", to=2**53 - 1), 0, "planned_steps: 9"),
+    "planned steps that are no count": (edit(0, "planned_steps", to=True), 0, "planned_steps: T"),
+    "noise that takes minutes": (
+        edit(0, "claim", "event", "noise_multiplier", to="0.1"),
+        0,
+        "mechanism",
+    ),
+    "spare values without end": (
+        edit(1, "observed", "spare_values", to=2**53 - 1),
+        1,
+        "spare_values: 9007199254740991, and a test has 128400",
+    ),
+    "a finding in another shape": (edit(2, "conformance", 0, "ok", to=1), 2, "conformance: ok"),
+    "a finding of no number": (edit(2, "conformance", 0, "p_value", to="x"), 2, "number"),
+    "a finding too few": (edit(2, "accounting", 0, to={}), 2, "accounting: "),
+    "findings that are no list": (edit(2, "accounting", to={}), 2, "accounting: "),
     "scores that were left out": (edit(1, "observed", "sums", to=[]), 1, "0 figures"),
     "scores that are not numbers": (edit(1, "observed", "spare_squares", to="nan"), 1, "number"),
     "negative squares": (edit(1, "observed", "squares", to=["-1.0"] * 200), 1, "negative"),
@@ -279,6 +313,79 @@ def test_a_claim_by_pld_is_taken_as_it_is_where_dp_accounting_is_missing(
     assert not check_record(tmp_path / "record.jsonl").claim_recomputed
 
 
+def test_what_conformance_and_accounting_found_is_in_the_record_and_counts(path: Path) -> None:
+    assert check_record(path).wrong == []
+    for line, field in (("conformance", "check"), ("accounting", "name")):
+        found = entries(path)
+        found[2]["body"][line][0] |= {"ok": False, "message": "odd"}
+        signed(path, found)
+        checked = check_record(path)
+        assert f"{line}, {found[2]['body'][line][0][field]}: odd" in checked.wrong
+        assert checked.wrong == checked.recorded_wrong
+        assert checked.judgement.wrong == ()
+
+
+def test_coins_that_nobody_can_have_tossed_are_refused(tmp_path: Path) -> None:
+    for included, refused in ((1, True), (199, True), (56, True), (58, False), (140, False)):
+        unfair = tuple(i < included for i in range(200))
+        assert (fair_coins(included, 200) < UNFAIR) == refused
+        path = tmp_path / f"{included}.jsonl"
+        recorder = Recorder(path, KEY)
+        recorder.declare(DESIGN, CLAIM, unfair, privacy=PRIVACY.json(), planned_steps=60)
+        recorder.observe(SEEN)
+        recorder.reveal(FOUND, CLAUSES)
+        if refused:
+            with pytest.raises(TrustError, match=f"entry 2: coins: {included} of 200"):
+                check_record(path)
+        else:
+            check_record(path)
+
+
+def test_a_claim_that_would_take_long_to_compute_again_is_no_claim_of_ours(
+    tmp_path: Path,
+) -> None:
+    event = Event(1e-9, 0.09, 1)  # twelve seconds of PLD
+    privacy = replace(PRIVACY, sampling_rate=1e-9, noise_multiplier=0.09)
+    for claim, refused in (
+        (claim_of(event, 1e-5), False),
+        (Claim(event, 1e-5, 1.0, PLD, 1.0), True),
+    ):
+        path = tmp_path / f"{refused}.jsonl"
+        recorder = Recorder(path, KEY)
+        recorder.declare(DESIGN, claim, COINS, privacy=privacy.json(), planned_steps=60)
+        recorder.observe(SEEN)
+        recorder.reveal(FOUND, CLAUSES)
+        began = time.process_time()
+        if refused:
+            with pytest.raises(TrustError, match=r"entry 0: noise_multiplier: 0\.09"):
+                check_record(path)
+        else:
+            assert (check_record(path).claim.method, claim.method) == (RDP, RDP)
+        assert time.process_time() - began < 5
+
+
+def test_the_largest_record_that_there_can_be_is_checked_in_seconds(tmp_path: Path) -> None:
+    most = Design(MOST_CANARIES, MOST_CANARIES, 1, ranks=(0.5,) * MOST_RANKS)
+    event = Event(0.05, 1.0962, MOST_STEPS)
+    figures = tuple(float(i % 7) for i in range(MOST_CANARIES))
+    seen = Observed(
+        dict.fromkeys(SCORES, figures),
+        figures,
+        figures,
+        spare_rows(MOST_CANARIES, MOST_STEPS) * MOST_STEPS,
+        1.0,
+    )
+    recorder = Recorder(tmp_path / "record.jsonl", KEY)
+    found = coins(1, MOST_CANARIES)
+    privacy = PRIVACY.json()
+    recorder.declare(most, claim_of(event, 1e-5), found, privacy=privacy, planned_steps=10**12)
+    recorder.observe(seen)
+    recorder.reveal(FOUND * 20_000, CLAUSES)
+    began = time.process_time()
+    check_record(tmp_path / "record.jsonl")
+    assert time.process_time() - began < 10  # less than 4 on a machine that does nothing else
+
+
 def test_scores_are_short_texts_that_come_back_to_the_bit() -> None:
-    assert Observed.from_json(SEEN.json(), 200) == SEEN
+    assert Observed.from_json(SEEN.json(), 200, 20) == SEEN
     assert max(len(number(value)) for value in SEEN.sums) <= 16
