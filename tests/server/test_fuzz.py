@@ -62,7 +62,8 @@ def _flower() -> None:
 PIECES = [
     b"", b"0", b"-1", b"1e999", b"NaN", b"null", b"true", b"{}", b"[]", b'"', b"\\ud800",
     b"\\u0000", b"9" * 400, b"9" * 5000, b"18446744073709551616", b"[" * 3000,
-    b'{"a":' * 3000, b"\x00" * 64, b"\xff\xfe", "\N{EM DASH} ".encode(), b"\n", b"\n\n", b"'", b", ", b"(9000, 9000)", b"/../../",
+    b'{"a":' * 3000, b"\x00" * 64, b"\xff\xfe", "\N{EM DASH} ".encode(), b"\n", b"\n\n", b"'",
+    b", ", b"(9000, 9000)", b"/../../",
     b"=" * 80, b"A" * 20_000, b"\x93NUMPY\x01\x00", b'"schema_version":3', b"privet/ledger/",
 ]  # fmt: skip
 
