@@ -48,9 +48,7 @@ def check_records(home: Home, plan: Plan) -> None:
     """
     source = _source(home, plan)
     _rows(home, len(source.labels))
-    model = _model(home, plan)
-    blank = fixed_features(model, plan.schema, np.zeros((1, *plan.schema.shape), np.float32))
-    check_trainable(model.network, torch.from_numpy(np.array(blank)))
+    _check_model(plan, tuple(sorted(home.binding.models.items())))
 
 
 def records_digest(home: Home, plan: Plan) -> bytes:
@@ -101,6 +99,14 @@ def _model(home: Home, plan: Plan) -> Model:
 @lru_cache(maxsize=2)
 def _build(plan: Plan, models: tuple[tuple[str, str], ...]) -> Model:
     return build(plan.model, plan.schema, seed=0, bindings=dict(models))
+
+
+@lru_cache(maxsize=2)
+def _check_model(plan: Plan, models: tuple[tuple[str, str], ...]) -> None:
+    """Whether a plan's model can be trained record by record; no client's records are asked."""
+    model = _build(plan, models)
+    blank = fixed_features(model, plan.schema, np.zeros((1, *plan.schema.shape), np.float32))
+    check_trainable(model.network, torch.from_numpy(np.array(blank)))
 
 
 @lru_cache(maxsize=2)

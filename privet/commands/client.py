@@ -200,6 +200,8 @@ def _period(terms: dict[str, Any]) -> str:
 
 
 def _print_proposal(data: dict[str, Any]) -> None:
+    from audit.wording import up
+
     privacy = data["privacy"]
     _line("plan", f"{data['name']} ({data['plan'][:16]}…), {data['rounds']} rounds")
     _line("coordinator", f"{data['federation'][:16]}…")
@@ -220,8 +222,9 @@ def _print_proposal(data: dict[str, Any]) -> None:
         f"{privacy['epsilon_filter']:.4f}; {privacy['epsilon_with_spare']:.4f} with "
         f"{privacy['spare_rounds']} spare rounds",
     )
-    _line("spent so far", f"{data['spent']:.4f} of a budget of {privacy['budget']:g}")
-    _line("left after", f"{data['left_after']:.4f}, if every round is used, spare ones too")
+    before, after = data["epsilon_filter_before"], data["epsilon_filter_after"]
+    _line("so far", f"epsilon_filter {up(before, 4)} of policy.budget {privacy['budget']:g}")
+    _line("afterwards", f"epsilon_filter {up(after, 4)}, if every round is used, spare ones too")
     if data["previous"] is None:
         print("this is the first plan of this coordinator")
         return
@@ -241,11 +244,13 @@ def _print_outcome(data: dict[str, Any]) -> None:
 
 
 def _print_budget(data: dict[str, Any]) -> None:
+    from audit.wording import up
+
     _line("data set", f"{data['dataset']}, policy version {data['policy_version']}")
     _line(
         "spent",
-        f"epsilon {data['spent']:.4f} of {data['budget']:g} at delta {data['delta']:g}; "
-        f"{data['left']:.4f} left",
+        f"epsilon_filter {up(data['epsilon_filter'], 4)} of policy.budget {data['budget']:g} at "
+        f"delta {data['delta']:g}",
     )
     _line("used", f"{data['share_spent']:.1%} of what the budget holds, for good")
     _line("period", _period(data))

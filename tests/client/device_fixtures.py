@@ -166,7 +166,7 @@ class Recipe:
             noise=["simulated" if self.simulated else "cryptographic"],
             simulated=self.simulated,
             rounds=5,
-            ledgers={"5e" * 16: ("ab" * 32, 12)},
+            ledgers={"5e" * 16: ("ab" * 32, 12, 12)},
             clients=4,
         )
         payload = privacy_statement(subjects(weights, onnx_bytes), {**predicate, **self.predicate})

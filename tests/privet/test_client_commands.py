@@ -14,6 +14,7 @@ import pytest
 from client.home import Home
 from client.rounds import Client
 from common.errors import OperationError
+from common.ledger import Head
 from common.plan import Plan
 from common.statement import PLAN_TYPE, Envelope
 from common.wire import RoundRequest, digest_arrays
@@ -90,8 +91,8 @@ def test_a_dry_run_shows_a_plan_and_what_differs_and_needs_no_key(
     assert (changed["rounds"]["was"], changed["rounds"]["now"]) == ("2", "3")
     assert changed["privacy: noise multiplier"]["remark"] == "costs more of the budget"
     assert changed["privacy: clipping norm"]["remark"] == ""
-    assert data["privacy"]["epsilon"] < data["privacy"]["epsilon_filter"] < data["spent_after"]
-    assert data["left_after"] == pytest.approx(8 - data["spent_after"])
+    charged = [data["privacy"]["epsilon_filter"], data["epsilon_filter_after"]]
+    assert data["privacy"]["epsilon"] < charged[0] < charged[1]
     assert data["data"] == "digits"
 
     capsys.readouterr()
@@ -115,6 +116,8 @@ def test_yes_approves_and_the_client_serves_the_plan(
     client = Client(home_of(prepared))
     key = prepared.party(COORDINATOR).load(COORDINATOR)
     arrays = {name: value * 0 for name, value in _zeros(client, plan).items()}
+    who = client.identity.pseudonym
+    head = Head.of(key.public.fingerprint, who, ())
     request = RoundRequest(
         client="client-0",
         plan=plan.digest,
@@ -123,6 +126,9 @@ def test_yes_approves_and_the_client_serves_the_plan(
         round=1,
         model=digest_arrays(arrays),
         nonce="b" * 32,
+        entries=0,
+        root=head.root,
+        signature=head.sign(key),
     )
     assert client.answer(request.sign(key), arrays).update
 
@@ -245,7 +251,7 @@ def test_an_owner_makes_a_key_and_signs_terms(prepared: Run, tmp_path: Path, cap
 def test_the_budget_and_the_terms_in_words(prepared: Run, where: list[str], capsys: Out) -> None:
     assert run(["client", "budget", *where[:2]]) == 0
     text = capsys.readouterr().out
-    assert "epsilon 0.0000 of 8 at delta 1e-05; 8.0000 left" in text
+    assert "epsilon_filter 0.0000 of policy.budget 8 at delta 1e-05" in text
     assert "  rounds begun      0 of 2 and 1 spare\n  rounds left       3; the budget" in text
     assert run(["client", "policy", "show", *where[:2]]) == 0
     text = capsys.readouterr().out

@@ -253,7 +253,8 @@ def test_the_statement_is_about_the_two_model_files() -> None:
     payload = envelope.verify(INTOTO_TYPE, [COORDINATOR.public, APPROVER.public], 2)
     named, predicate = read_privacy_statement(payload)
     assert named == subjects(files["model.safetensors"], files["model.onnx"])
-    assert predicate["ledgers"] == {"5e" * 16: {"head": "ab" * 32, "entries": 12}}
+    ledger = {"head": "ab" * 32, "entries": 12, "countersigned": 12}
+    assert predicate["ledgers"] == {"5e" * 16: ledger}
     assert encode(predicate)
 
 
