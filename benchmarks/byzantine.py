@@ -35,7 +35,7 @@ from server.aggregation.rules import rule_for
 SCHEMA = Schema("image", (1, 28, 28), tuple("0123456789"), lower=0.0, upper=255.0)
 MODEL = "mlp"
 CLIENTS, LIARS = 10, 2
-ROUNDS, BATCH, RATE = 10, 100, 0.2
+ROUNDS, BATCH, RATE = 10, 50, 0.1
 SEEDS = (1, 2, 3)
 MEAN = Aggregation("fedavg")
 ROBUST = (

@@ -6,11 +6,11 @@ round can have too few. No rule weighs by what a client says of itself: every va
 once. All of this is post-processing of updates that are private already: it costs no privacy.
 
     name                 breakdown point     memory        least replies  source
-    fedavg               0                   one update    1              McMahan et al. 2017
-    fedprox              0                   one update    1              Li et al. 2020
-    fedavgm              0                   two updates   1              Hsu et al. 2019
-    fedadam, fedyogi     0                   three         1              Reddi et al. 2021
-    norm-bounded         0, but see below    one update    1              Sun et al. 2019
+    fedavg               0                   constant      1              McMahan et al. 2017
+    fedprox              0                   constant      1              Li et al. 2020
+    fedavgm              0                   constant      1              Hsu et al. 2019
+    fedadam, fedyogi     0                   constant      1              Reddi et al. 2021
+    norm-bounded         0, but see below    constant      1              Sun et al. 2019
     fedmedian            1/2                 all replies   3              Yin et al. 2018
     trimmed-mean         ``trim``            all replies   1/trim         Yin et al. 2018
     krum, multi-krum     ``malicious``/n     all replies   2 f + 3        Blanchard et al. 2017
@@ -19,7 +19,8 @@ once. All of this is post-processing of updates that are private already: it cos
 The breakdown point is the greatest share of clients that can lie without limit before the result
 can be moved without limit. Where it is 0, what one liar does is still bounded: each coordinate by
 the plan's ``update_bound``, and with ``norm-bounded`` the whole update by ``norm_bound``, divided
-by the number of replies. ``memory`` does not count the model.
+by the number of replies. Memory is constant in the number of clients, or holds all their updates,
+and up to twice as much again while they are combined.
 """
 
 from __future__ import annotations
