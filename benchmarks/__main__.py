@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("audit", "audit_test", "device", "dpsgd", "grid")
+NAMES = ("aggregation", "audit", "audit_test", "byzantine", "device", "dpsgd", "grid")
 
 if __name__ == "__main__":
     for name in NAMES:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from common.aggregation import FEDAVG, Aggregation
 from common.canonical import Json, digest, encode, number
 from common.config import Table, open_digested
 from common.data.schema import Schema
@@ -20,7 +21,6 @@ from common.privacy.events import ADJACENCY, Event
 
 SCHEMA_VERSION = 2  # 2: methods, schedules, averaging, proximal term, noise draws
 TASKS = ("classification",)
-AGGREGATIONS = ("fedavg",)
 METHODS = ("sgd", "adam")
 SCHEDULES = ("constant", "linear", "cosine", "step")
 NOISE_DRAWS = (1, 4)
@@ -177,7 +177,7 @@ class Optimizer:
             instead of its last (De et al. 2022, arXiv 2204.13650); 0 is the last one.
         proximal: mu >= 0 of FedProx (Li et al. 2020, arXiv 1812.06127): each step's gradient gets
             mu (w - w_start), which pulls towards the model that the round began with.
-        aggregation: how valid updates become the next model.
+        aggregation: how valid updates become the next model, a value of its own.
         update_bound: greatest absolute value of one coordinate of a valid update, > 0.
     """
 
@@ -193,7 +193,7 @@ class Optimizer:
     stages: int = 3
     averaging: float = 0.0
     proximal: float = 0.0
-    aggregation: str = "fedavg"
+    aggregation: Aggregation = FEDAVG
     update_bound: float = 1000.0
 
     def json(self) -> Json:
@@ -205,7 +205,7 @@ class Optimizer:
             "warmup": number(self.warmup),
             "averaging": number(self.averaging),
             "proximal": number(self.proximal),
-            "aggregation": self.aggregation,
+            **self.aggregation.json(),
             "update_bound": number(self.update_bound),
         }
         if self.method == "adam":
@@ -217,7 +217,7 @@ class Optimizer:
         return result
 
     @classmethod
-    def read(cls, table: Table) -> Optimizer:
+    def read(cls, table: Table, quorum: int) -> Optimizer:
         """Read ``[plan.optimizer]``; a setting that would have no effect is an error."""
         method = table.text("method", "sgd", choices=METHODS)
         if method == "sgd":
@@ -240,7 +240,7 @@ class Optimizer:
             stages=table.integer("stages", 3, low=2, high=10**6),
             averaging=table.number("averaging", 0.0, low=0, below=1),
             proximal=table.number("proximal", 0.0, low=0, high=1e6),
-            aggregation=table.text("aggregation", "fedavg", choices=AGGREGATIONS),
+            aggregation=Aggregation.read(table, quorum),
             # 2^10 with 2^16 clients and 36 fractional bits fills the exact mean's 63 bits.
             update_bound=table.number("update_bound", 1000.0, above=0, high=1024),
         )
@@ -255,6 +255,12 @@ class Optimizer:
                 "final_learning_rate",
                 'schedule = "step" needs a final_learning_rate above 0',
                 hint="its last stage trains at that rate, and at 0 would learn nothing",
+            )
+        if optimizer.aggregation.name == "fedprox" and not optimizer.proximal:
+            raise table.error(
+                "aggregation",
+                'aggregation = "fedprox" without proximal is "fedavg"',
+                hint="add proximal = mu, what each local step is pulled back by; say 0.01",
             )
         table.done()
         return optimizer
@@ -334,14 +340,15 @@ class Plan:
     def read(cls, table: Table) -> Plan:
         """Read ``[plan]`` of an experiment file."""
         rounds = table.integer("rounds", low=1, high=10**6)
+        cohort = _read_cohort(table.table("cohort"))
         plan = cls(
             name=table.name("name"),
             task=table.text("task", "classification", choices=TASKS),
             model=table.name("model"),
             rounds=rounds,
             schema=Schema.read(table.table("schema")),
-            cohort=_read_cohort(table.table("cohort")),
-            optimizer=Optimizer.read(table.table("optimizer")),
+            cohort=cohort,
+            optimizer=Optimizer.read(table.table("optimizer"), cohort.quorum),
             privacy=Privacy.read(table.table("privacy"), rounds),
             release=_read_release(table.table("release")),
         )

@@ -33,6 +33,7 @@ class Checkpoint:
         heads: each client's ledger as it was last seen, by name: entries, root, and the client's
             signature of that :class:`~common.ledger.head.Head`.
         closed: whether the clients were told that the run is over.
+        rule: what the aggregation remembers between rounds, float32 arrays by name; mostly nothing.
     """
 
     run: str
@@ -42,6 +43,7 @@ class Checkpoint:
     changed: int = 0
     heads: Mapping[str, Json] = field(default_factory=dict)
     closed: bool = False
+    rule: Arrays = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -65,11 +67,16 @@ class CheckpointStore:
             "closed": checkpoint.closed,
         }
         name = f"round-{checkpoint.round:06d}"
+        if checkpoint.rule:
+            rule = pack_arrays(checkpoint.rule)
+            manifest["rule"] = digest(rule)
+            durable.replace(self.path / f"rule-{name}.safetensors", rule)
         durable.replace(self.path / f"{name}.safetensors", data)
         durable.replace(self.path / f"{name}.json", encode(manifest))
         for old in sorted(self.path.glob("round-*.json"))[:-KEEP]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
+            (self.path / f"rule-{old.stem}.safetensors").unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint; a torn one is passed over, a foreign one is an error.
@@ -134,9 +141,12 @@ class CheckpointStore:
         try:
             document = decode(manifest.read_bytes())
             data = manifest.with_suffix(".safetensors").read_bytes()
+            wanted = document.get("rule", "")
+            rule_file = manifest.with_name(f"rule-{manifest.stem}.safetensors")
+            rule = rule_file.read_bytes() if wanted else b""
         except (CanonicalError, OSError):
             return None
-        if digest(data) != document.get("model"):
+        if digest(data) != document.get("model") or (wanted and digest(rule) != wanted):
             return None
         if (document["run"], document["plan"]) != (self._run, self._plan):
             raise TrustError(
@@ -152,4 +162,5 @@ class CheckpointStore:
             changed=document["changed"],
             heads=document["heads"],
             closed=document["closed"],
+            rule=unpack_arrays(rule) if rule else {},
         )

@@ -93,6 +93,9 @@ def read_reply(message: Message, limit: int) -> Reply:
     record = message.content.array_records.get("update")
     if record is None:
         raise Rejected("no update", code="malformed")
+    if len(message.content) > 2:
+        # Such as a weight or a metric: nobody agreed to it, and no account covers it.
+        raise Rejected("more than an update and a receipt", code="malformed")
     if sum(len(array.data) for array in record.values()) > limit:
         raise Rejected("the update is larger than the model", code="too-large")
     try:

@@ -23,8 +23,7 @@ from common.canonical import Json
 from common.errors import BudgetError, NetworkError
 from common.ledger import Head
 from common.wire import Arrays, RoundRequest, digest_arrays
-from server.aggregation.mean import ExactMean
-from server.aggregation.strategy import next_model, strategy_for
+from server.aggregation.rules import advance, rule_for
 from server.aggregation.validate import Expected, Rejected, check_reply
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.heads import close, head_json, seen_of
@@ -40,7 +39,9 @@ class RoundReport:
     Args:
         round: 1 … plan.rounds.
         asked, valid: clients asked, and replies that counted.
-        changed: whether the model changed (a quorum was reached).
+        changed: whether the model changed.
+        unchanged: why it did not: ``no-quorum``, ``too-few-replies``, ``not-finite`` or
+            ``no-model``; empty if it did.
         dropped: client to code, for replies that did not count.
         accuracy: on the public test set, in [0, 1]; None if there is none.
         seconds: wall time.
@@ -50,6 +51,7 @@ class RoundReport:
     asked: int
     valid: int
     changed: bool
+    unchanged: str
     dropped: Mapping[str, str]
     accuracy: float | None
     seconds: float
@@ -81,12 +83,12 @@ class RoundLoop:
         self._nodes = Nodes(home, grid, self._key, progress)
         self._score = score
         self._on_round = on_round or (lambda _: None)
-        self._strategy = strategy_for(self._plan.optimizer)
         self._shapes = {name: array.shape for name, array in initial.items()}
         self._limit = sum(array.nbytes + 1024 for array in initial.values())
         self._store = CheckpointStore(home.checkpoints, home.run, self._plan.digest)
         latest = self._store.latest()
         self._state = latest or Checkpoint(home.run, self._plan.digest, 0, initial)
+        self._rule = rule_for(self._plan.optimizer.aggregation, self._shapes, self._state.rule)
 
     def run(self) -> Arrays:
         """All remaining rounds; the final model.
@@ -127,7 +129,8 @@ class RoundLoop:
         self._store.begin_round(
             incarnation, round_, {client: request.nonce for client, request in requests.items()}
         )
-        mean, dropped = ExactMean(self._shapes), dict[str, str]()
+        self._rule.begin()
+        dropped = dict[str, str]()
         heads = dict(self._state.heads)
         by_node = {nodes[client]: client for client in cohort}
         messages = round_requests(
@@ -140,15 +143,13 @@ class RoundLoop:
             if client is None:
                 continue  # a duplicate, or nobody who was asked
             try:
-                heads[client] = self._accept(message, client, requests[client], mean)
+                heads[client] = self._accept(message, client, requests[client])
             except Rejected as error:
                 dropped[client] = error.code
         dropped |= dict.fromkeys(by_node.values(), "silent")
-        self._finish(round_, began, mean, heads, dropped, len(cohort))
+        self._finish(round_, began, heads, dropped, len(cohort))
 
-    def _accept(
-        self, message: Message, client: str, request: RoundRequest, mean: ExactMean
-    ) -> Json:
+    def _accept(self, message: Message, client: str, request: RoundRequest) -> Json:
         reply = read_reply(message, self._limit)
         expected = Expected(
             client=client,
@@ -159,35 +160,33 @@ class RoundLoop:
             bound=self._plan.optimizer.update_bound,
         )
         receipt = check_reply(expected, reply.update, reply.receipt)
-        mean.add(reply.update)
+        self._rule.add(client, reply.update)
         return head_json(receipt)
 
     def _finish(
         self,
         round_: int,
         began: float,
-        mean: ExactMean,
         heads: Mapping[str, Json],
         dropped: Mapping[str, str],
         asked: int,
     ) -> None:
-        changed = mean.count >= self._plan.cohort.quorum
-        model = self._state.model
-        if changed:
-            model = next_model(self._strategy, round_, model, mean.mean())
+        model, unchanged = advance(self._rule, round_, self._state.model, self._plan.cohort.quorum)
         self._nodes.codes.update(dropped.values())
         self._state = replace(
             self._state,
             round=round_,
             model=model,
-            changed=self._state.changed + changed,
+            changed=self._state.changed + (not unchanged),
             heads=heads,
+            rule=self._rule.state(),
         )
         report = RoundReport(
             round=round_,
             asked=asked,
-            valid=mean.count,
-            changed=changed,
+            valid=self._rule.count,
+            changed=not unchanged,
+            unchanged=unchanged,
             dropped=dropped,
             accuracy=self._score(model) if self._score else None,
             seconds=round(time.monotonic() - began, 3),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common.aggregation import AGGREGATIONS, SETTINGS, Aggregation
 from common.canonical import encode
 from common.config import Table, read_toml
 from common.data.schema import Column, Schema
@@ -68,6 +69,16 @@ def read(tmp_path: Path):
         'schedule = "linear"',
         'schedule = "cosine"\nfinal_learning_rate = 0.01',
         'method = "adam"\nschedule = "step"\nfinal_learning_rate = 4.0\nstages = 2',
+        'aggregation = "fedprox"\nproximal = 0.1',
+        'aggregation = "fedavgm"\nserver_learning_rate = 0.5\nserver_momentum = 0.5',
+        'aggregation = "fedadam"\nserver_beta1 = 0.5\nserver_beta2 = 0.25\nserver_tau = 0.1',
+        'aggregation = "fedyogi"',
+        'aggregation = "norm-bounded"\nnorm_bound = 3.5',
+        'aggregation = "fedmedian"',
+        'aggregation = "trimmed-mean"\ntrim = 0.25',
+        'aggregation = "krum"\nmalicious = 1',
+        'aggregation = "multi-krum"\nmalicious = 1\nselected = 2',
+        'aggregation = "geometric-median"\nsmoothing = 1e-3\niterations = 5',
     ],
 )
 def test_toml_and_canonical_json_mean_the_same_plan(read, optimizer: str) -> None:
@@ -163,7 +174,8 @@ def test_the_digest_changes_with_every_field(read) -> None:
             {"clients": 11}, {"quorum": 4}, {"deadline": 1.0},
         )),
         *({"optimizer": replace(plan.optimizer, **c)} for c in (
-            {"learning_rate": 1.0}, {"momentum": 0.5}, {"aggregation": "x"}, {"update_bound": 1.0},
+            {"learning_rate": 1.0}, {"momentum": 0.5}, {"update_bound": 1.0},
+            {"aggregation": Aggregation("fedmedian")},
             {"method": "adam"}, {"schedule": "linear"}, {"schedule": "step"}, {"warmup": 0.5},
             {"averaging": 0.5}, {"proximal": 0.5},
         )),
@@ -172,6 +184,18 @@ def test_the_digest_changes_with_every_field(read) -> None:
         )),
         *({"optimizer": replace(step, **c)} for c in (
             {"final_learning_rate": 0.5}, {"stages": 2},
+        )),
+        *({"optimizer": replace(plan.optimizer, aggregation=rule)} for rule in (
+            Aggregation("fedavgm"), Aggregation("fedavgm", server_momentum=0.5),
+            Aggregation("fedadam"), Aggregation("fedyogi"),
+            Aggregation("fedadam", server_beta1=0.5), Aggregation("fedadam", server_beta2=0.5),
+            Aggregation("fedadam", server_tau=0.5), Aggregation("fedadam", server_learning_rate=2),
+            Aggregation("trimmed-mean"), Aggregation("trimmed-mean", trim=0.25),
+            Aggregation("krum"), Aggregation("krum", malicious=2),
+            Aggregation("multi-krum"), Aggregation("multi-krum", selected=2),
+            Aggregation("norm-bounded"), Aggregation("norm-bounded", norm_bound=2.0),
+            Aggregation("geometric-median"), Aggregation("geometric-median", smoothing=0.5),
+            Aggregation("geometric-median", iterations=3),
         )),
         *({"privacy": replace(plan.privacy, **c)} for c in (
             {"trust": "central"}, {"sampling_rate": 0.4}, {"noise_multiplier": 1.6},
@@ -247,7 +271,17 @@ def test_an_unknown_key_in_any_table_is_named_with_its_line(read, table: str) ->
         ("learning_rate = 4.0", "learning_rate = 4.0\nupdate_bound = 2048"),
         *(("learning_rate = 4.0", f"learning_rate = 4.0\n{line}") for line in (
             'method = "rmsprop"', 'schedule = "exponential"', "averaging = 1", "averaging = -0.1",
-            "proximal = -0.1", "proximal = inf", "warmup = 1", "warmup = -0.1",
+            "proximal = -0.1", "proximal = inf", 'aggregation = "mean"',
+            'aggregation = "fedavgm"\nserver_momentum = 1', 'aggregation = "krum"\nmalicious = 0',
+            'aggregation = "fedavgm"\nserver_momentum = 0', 'aggregation = "krum"\nmalicious = 1.0',
+            'aggregation = "fedadam"\nserver_tau = 0', 'aggregation = "fedyogi"\nserver_beta2 = 1',
+            'aggregation = "fedadam"\nserver_learning_rate = 0',
+            'aggregation = "trimmed-mean"\ntrim = 0.5', 'aggregation = "trimmed-mean"\ntrim = 0',
+            'aggregation = "norm-bounded"\nnorm_bound = 0',
+            'aggregation = "norm-bounded"\nnorm_bound = inf',
+            'aggregation = "multi-krum"\nselected = 0',
+            'aggregation = "geometric-median"\nsmoothing = 0',
+            'aggregation = "geometric-median"\niterations = 0', "warmup = 1", "warmup = -0.1",
             # No effect with sgd and a constant rate, whatever the value.
             "beta1 = 0.9", "beta2 = 0.999", "epsilon = 1e-8", "final_learning_rate = 0",
             "final_learning_rate = 4.0", "stages = 3",
@@ -316,6 +350,72 @@ def test_a_setting_without_effect_is_refused_with_advice(
         read(TOML.replace("learning_rate = 4.0", f"learning_rate = 4.0\n{line}"))
     assert said in str(caught.value)
     assert advice in caught.value.hint
+
+
+def with_aggregation(name: str, settings: str = "", quorum: int = 5) -> str:
+    text = TOML.replace("quorum = 5", f"quorum = {quorum}")
+    lines = f'learning_rate = 4.0\naggregation = "{name}"\n{settings}'
+    return text.replace("learning_rate = 4.0", lines)
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_a_setting_of_another_aggregation_is_refused(read, name: str) -> None:
+    every = {key for keys in SETTINGS.values() for key in keys}
+    assert every | {"name"} == set(Aggregation.__dataclass_fields__)
+    proximal = "proximal = 0.1\n" if name == "fedprox" else ""
+    for key in every - set(SETTINGS[name]):
+        with pytest.raises(PlanError, match=rf'{key} has no effect with aggregation = "{name}"'):
+            read(with_aggregation(name, f"{proximal}{key} = 1"))
+    plan = read(with_aggregation(name, proximal))
+    assert set(plan.optimizer.aggregation.json()) == {"aggregation", *SETTINGS[name]}
+    for key in SETTINGS[name]:  # and a signed plan leaves none of them to a default
+        changed = plan.json()
+        del changed["optimizer"][key]
+        with pytest.raises(PlanError):
+            Plan.decode(encode(changed))
+
+
+# Of n replies: Krum needs 2 f + 2 < n and Multi-Krum's m <= n - f - 2 besides (Blanchard et al.
+# 2017); a trimmed mean needs one value to cut off at either end; a median needs more than two.
+LEAST = [
+    ("krum", "malicious = 1", 5),
+    ("krum", "malicious = 2", 7),
+    ("multi-krum", "malicious = 1\nselected = 2", 5),
+    ("multi-krum", "malicious = 1\nselected = 6", 9),
+    ("trimmed-mean", "trim = 0.2", 5),
+    ("trimmed-mean", "trim = 0.25", 4),
+    ("trimmed-mean", "trim = 0.49", 3),
+    ("fedmedian", "", 3),
+    ("geometric-median", "", 3),
+    ("fedavg", "", 1),
+    ("norm-bounded", "", 1),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "least"), LEAST)
+def test_an_aggregation_is_refused_where_the_quorum_does_not_guarantee_it(
+    read, name: str, settings: str, least: int
+) -> None:
+    assert read(with_aggregation(name, settings, least)).optimizer.aggregation.least == least
+    if least > 1:
+        with pytest.raises(PlanError, match=rf'"{name}".* needs {least} valid replies') as caught:
+            read(with_aggregation(name, settings, least - 1))
+        assert f"quorum = {least - 1}" in caught.value.message
+        assert f"quorum = {least} or more" in caught.value.hint
+        assert "line" in caught.value.message
+
+
+def test_a_trimmed_mean_always_leaves_a_value_and_never_trims_none() -> None:
+    for trim in (0.001, 0.1, 0.2, 0.29, 0.3, 1 / 3, 0.49):
+        rule = Aggregation("trimmed-mean", trim=trim)
+        for replies in range(rule.least, rule.least + 2000):
+            assert 1 <= rule.trimmed(replies) < replies / 2
+
+
+def test_fedprox_without_its_proximal_term_is_refused(read) -> None:
+    with pytest.raises(PlanError, match="without proximal") as caught:
+        read(with_aggregation("fedprox"))
+    assert "proximal = mu" in caught.value.hint
 
 
 @pytest.mark.parametrize("trust", ["central", "distributed"])

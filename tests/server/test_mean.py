@@ -81,3 +81,42 @@ def test_adding_does_not_change_an_update() -> None:
     update = np.array([0.1, -0.1], np.float32)
     update.setflags(write=False)
     assert mean_of([update, update]).tolist() == pytest.approx([0.1, -0.1], abs=1e-8)
+
+
+def rounded(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The rule as its sentence says it: each value to a multiple of 2^-36, sums in integers."""
+    integers = np.rint(rows.astype(np.float64) * SCALE).astype(np.int64)
+    return integers.sum(axis=0) / (SCALE * len(rows))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.lists(VALUES, min_size=4, max_size=4), min_size=1, max_size=20))
+def test_it_is_the_integer_sum_of_rounded_values_to_the_bit(rows: list[list[float]]) -> None:
+    updates = np.array(rows, np.float32)
+    assert mean_of(list(updates)).tobytes() == rounded(updates).tobytes()
+
+
+def test_a_value_halfway_between_two_multiples_goes_to_the_even_one_whatever_came_before() -> None:
+    halves = np.array([0.5, 1.5, 2.5, -0.5, -1.5, -2.5], np.float32) / np.float32(SCALE)
+    even = np.array([0.0, 2.0, 2.0, -0.0, -2.0, -2.0]) / SCALE
+    assert mean_of([halves]).tolist() == even.tolist()
+    odd = np.full(6, 3.0, np.float32) / np.float32(SCALE)
+    for order in ([halves, odd], [odd, halves]):
+        assert (2 * mean_of(order)).tolist() == (even + 3 / SCALE).tolist()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3, 5), (2**16 - 1,), (2, 2**16 + 3)])
+def test_any_shape_is_added_in_whole(shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(1)
+    rows = generator.normal(size=(3, *shape)).astype(np.float32)
+    mean = ExactMean({"w": shape, "b": (2,)})
+    for row in rows:
+        mean.add({"b": np.ones(2, np.float32), "w": np.asarray(row)})
+    assert mean.mean()["w"].shape == shape
+    assert mean.mean()["w"].tobytes() == np.asarray(rounded(rows)).tobytes()
+    assert mean.mean()["b"].tolist() == [1.0, 1.0]
+
+
+def test_an_update_that_is_not_contiguous_is_the_same_update() -> None:
+    update = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert mean_of([update.T]).tolist() == update.T.tolist()

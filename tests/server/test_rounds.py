@@ -14,6 +14,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from common.aggregation import Aggregation
 from common.canonical import decode
 from common.data.binding import Binding
 from common.errors import BudgetError, NetworkError, TrustError
@@ -247,6 +248,7 @@ def test_a_report_holds_counts_and_codes_only(world: World) -> None:
         "asked",
         "valid",
         "changed",
+        "unchanged",
         "dropped",
         "accuracy",
         "seconds",
@@ -478,6 +480,7 @@ def test_a_round_without_a_quorum_changes_nothing_and_says_so(world: World) -> N
     world.run()
     one, two, three = world.metrics()
     assert (one["changed"], two["changed"], three["changed"]) == (True, False, True)
+    assert (one["unchanged"], two["unchanged"], three["unchanged"]) == ("", "no-quorum", "")
     assert two["dropped"] == dict.fromkeys(NAMES[1:], "client-error")
     assert world.node("clinic-a").seen[1].model == world.node("clinic-a").seen[2].model
     assert world.node("clinic-a").seen[0].model != world.node("clinic-a").seen[1].model
@@ -646,6 +649,34 @@ def test_a_run_killed_many_times_ends_in_the_same_bits(tmp_path: Path) -> None:
     final = CheckpointStore(world.home.checkpoints, RUN, PLAN.digest).latest()
     assert final is not None
     assert bits(final.model) == undisturbed
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+def test_a_server_optimizer_killed_at_any_write_goes_on_with_its_memory(
+    tmp_path: Path, name: str
+) -> None:
+    optimizer = replace(PLAN.optimizer, aggregation=Aggregation(name))
+    plan = replace(PLAN, optimizer=optimizer)
+    undisturbed = bits(World.make(tmp_path / "undisturbed", plan).run())
+    assert undisturbed != bits(expected_model(NAMES))
+    steps = 0
+    for step in range(1, 300):
+        world = World.make(tmp_path / str(step), plan)
+        if not killed_at(step, world.run):
+            break
+        assert bits(World.make(tmp_path / str(step), entries=1000).run()) == undisturbed
+        steps += 1
+    assert steps > 20
+
+
+def test_a_checkpoint_whose_rule_was_altered_is_passed_over(world: World, tmp_path: Path) -> None:
+    optimizer = replace(PLAN.optimizer, aggregation=Aggregation("fedadam"))
+    world = World.make(tmp_path / "other", replace(PLAN, optimizer=optimizer))
+    world.run()
+    store = CheckpointStore(world.home.checkpoints, RUN, world.home.plan.digest)
+    assert set(store.latest().rule) == {f"{m}/{name}" for m in "mv" for name in SHAPES}
+    (world.home.checkpoints / "rule-round-000003.safetensors").write_bytes(b"\x00" * 64)
+    assert store.latest().round == 2
 
 
 def test_a_run_that_is_done_needs_nobody_to_be_there(world: World) -> None:
