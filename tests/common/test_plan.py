@@ -438,7 +438,7 @@ def test_bytes_that_are_no_plan_are_a_plan_error(data: bytes) -> None:
 
 
 def test_what_a_plan_does_not_ask_for_is_not_in_its_json(
-    read: Callable[[str], Plan],
+    read,
 ) -> None:
     document = read(TOML).json()
     assert "stopping" not in document
