@@ -99,7 +99,7 @@ class CheckpointStore:
         self._forget()
 
     def _forget(self) -> None:
-        rounds = {int(file.stem.removeprefix("round-")): file for file in self._manifests()}
+        rounds = {_round_of(file): file for file in self._manifests()}
         newest = sorted(rounds)[-self._keep :]
         for round_, manifest in rounds.items():
             if round_ in newest or (self._every and round_ % self._every == 0):
@@ -124,7 +124,7 @@ class CheckpointStore:
         Raises:
             TrustError: the newest manifest belongs to another run or plan.
         """
-        for manifest in sorted(self._manifests(), reverse=True):
+        for manifest in sorted(self._manifests(), key=_round_of, reverse=True):
             checkpoint = self._load(manifest)
             if checkpoint is not None:
                 return checkpoint
@@ -136,7 +136,8 @@ class CheckpointStore:
         return None if state is None else (state["round"], tuple(sorted(state["nonces"])))
 
     def _manifests(self) -> list[Path]:
-        return list(self.path.glob("round-[0-9][0-9][0-9][0-9][0-9][0-9]*.json"))
+        found = self.path.glob("round-*.json")
+        return [file for file in found if file.stem.removeprefix("round-").isdecimal()]
 
     def start(self, completed: int) -> tuple[int, dict[str, str]]:
         """This start's incarnation, and the nonces of the round that was under way, if any.
@@ -205,6 +206,10 @@ class CheckpointStore:
                 code="bad-checkpoint",
             )
         return _checkpoint(document, unpack_arrays(data))
+
+
+def _round_of(manifest: Path) -> int:
+    return int(manifest.stem.removeprefix("round-"))
 
 
 def _checkpoint(document: Json, model: Arrays) -> Checkpoint:

@@ -89,6 +89,7 @@ class Nodes:
 
     def look(self) -> None:
         """See who is there now, and ask every node that has not proven who it is; never waits."""
+        self._forget_absent(set(self._grid.get_node_ids()))
         self._called = {node for node, name in self._settled.items() if name in self.present}
         self._peer()
 

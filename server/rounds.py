@@ -25,6 +25,7 @@ from server.aggregation.mean import ExactMean
 from server.aggregation.strategy import next_model, strategy_for
 from server.aggregation.validate import Expected, Rejected, check_reply
 from server.checkpoint import ALL_ROUNDS, BUDGET_USED, NO_IMPROVEMENT, Checkpoint, CheckpointStore
+from server.events import public_code
 from server.heads import close, head_json, seen_of
 from server.home import ServerHome
 from server.messages import read_reply, round_requests
@@ -222,7 +223,7 @@ class RoundLoop:
             try:
                 heads[client] = self._accept(message, client, requests[client], mean)
             except Rejected as error:
-                dropped[client] = error.code
+                dropped[client] = public_code(error.code)
         dropped |= dict.fromkeys(by_node.values(), "late" if enough() else "silent")
         asked = {client: nodes[client] for client in cohort}
         self._finish(round_, began, mean, heads, dropped, asked)
@@ -347,7 +348,9 @@ class RoundLoop:
         )
 
     def _nothing_changed(self) -> BudgetError | NetworkError:
-        codes = ", ".join(f"{code} x {count}" for code, count in self._nodes.codes.most_common())
+        codes = ", ".join(
+            f"{public_code(code)} x {count}" for code, count in self._nodes.codes.most_common()
+        )
         if self._nodes.codes and set(self._nodes.codes) <= SPENT:
             return BudgetError(
                 "every client refused: its data set's budget is spent",

@@ -6,6 +6,7 @@ time, and every wait is exact.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.serverapp import Grid
 
 from common.data.binding import Binding
+from common.errors import NetworkError
 from common.keys import KeyDirectory
 from common.plan import Plan
 from common.wire import Arrays, Closing, Hello, RollCall, RoundRequest, digest_arrays
@@ -216,6 +218,11 @@ class World:
             metrics=self.metrics_shown,
         )
         return loop.run()
+
+    def run_anyway(self) -> None:
+        """All rounds, of which none may have changed the model."""
+        with contextlib.suppress(NetworkError):
+            self.run()
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         """Logged events of these kinds, or all, without what is the same in each."""
