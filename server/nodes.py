@@ -60,7 +60,8 @@ class Nodes:
         clock: what time is read from.
 
     ``present`` maps each enrolled client that is there to its node; ``codes`` counts why answers
-    did not count; ``strays`` counts answers to nothing that is asked now.
+    did not count; ``strays`` counts answers to nothing that is asked now; ``patience`` is how many
+    seconds an exchange waits, a round's deadline unless somebody is in a hurry.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Nodes:
         self._number = 0
         self._late: dict[str, int] = {}  # message to node: not answered in their time
         self.present: dict[str, int] = {}
+        self.patience = self._cohort.deadline
         self.codes: Counter[str] = Counter()
         self.strays: Counter[str] = Counter()
 
@@ -170,7 +172,7 @@ class Nodes:
 
         What is not answered by then is late.
         """
-        until = self._clock.now() + self._cohort.deadline
+        until = self._clock.now() + self.patience
         waiting, answered = self._push(messages), set[str]()
         while waiting and not enough():
             came = False

@@ -38,6 +38,7 @@ from server.suspension import VALID
 __all__ = ["RoundLoop", "RoundReport"]
 
 SPENT = frozenset({"refused-budget-exhausted", "refused-no-rounds-left"})
+LAST_WORD_SECONDS = 30.0  # that a server which is to stop waits for its clients
 _NO_ANSWER = frozenset({"silent", "late", "client-error"})
 
 
@@ -125,8 +126,10 @@ class RoundLoop:
         return bool(self._state.ended) or self._state.round >= self._plan.rounds
 
     def _leave(self) -> None:
-        """Stop here, in order: whoever is there hears the last word on its ledger."""
-        self._close()
+        """Stop here, in order: whoever is there hears the last word on its ledger, in time."""
+        self._nodes.patience = min(self._nodes.patience, LAST_WORD_SECONDS)
+        if self._nodes.present:
+            self._close()
         self._record.stopped(self._state.round)
         self._stop.done()
         raise Stopped(

@@ -28,6 +28,7 @@ from server.home import COORDINATOR, ServerHome
 from server.metrics import Metrics
 from server.nodes import Clock
 from server.rounds import RoundLoop, RoundReport
+from server.stopping import Stopped, ask
 from tests.world import PLAN, RUN, SHAPES, FakeClient, leaves, model
 
 NAMES = ("clinic-a", "clinic-b", "clinic-c")
@@ -218,6 +219,20 @@ class World:
             metrics=self.metrics_shown,
         )
         return loop.run()
+
+    def run_stopped_after(self, round_: int) -> None:
+        """Rounds up to this one; then the server is asked to stop, and does."""
+
+        def look() -> None:
+            if any(r.round == round_ - 1 for n in self.grid.nodes.values() for r in n.seen) or (
+                round_ == 1 and self.grid.pushed
+            ):
+                self.grid.on_push = lambda: None
+                ask(self.home.stop)
+
+        self.grid.on_push = look
+        with contextlib.suppress(Stopped):
+            self.run()
 
     def run_anyway(self) -> None:
         """All rounds, of which none may have changed the model."""

@@ -1,4 +1,4 @@
-"""Clients in processes of their own hang, exit and are killed in a round; the round ends in time."""
+"""Clients in processes of their own hang, exit or are killed in a round: it ends in time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from server.nodes import Nodes
 from server.rounds import RoundLoop, RoundReport
 from simulations.grid import InProcessGrid
 from tests.server.federation import World
@@ -22,6 +23,7 @@ DEADLINE = 4.0  # seconds
 ENDED_FROM_OUTSIDE = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 ENDS = ("hang", "exit", *ENDED_FROM_OUTSIDE)
 ROUNDS = 5
+PATIENT = replace(PLAN, cohort=replace(PLAN.cohort, deadline=120.0))
 
 
 def workers() -> list[int]:
@@ -45,6 +47,9 @@ def test_a_round_ends_a_second_after_its_deadline_at_the_latest(
         marks.mkdir()
         monkeypatch.setenv("PRIVET_TEST_MARKS", str(marks))
         with InProcessGrid("tests.server.ending_app:app", 3, workers=3) as grid:
+            # Processes take longer to start than this round's deadline.
+            patient = replace(world.home, plan=PATIENT)
+            assert len(Nodes(patient, grid, world.home.signing_key()).who_is_there()) == 3
             loop = RoundLoop(world.home, grid, model(), on_round=reports.append)
             if how in ENDED_FROM_OUTSIDE:
                 ends = (marks, ENDED_FROM_OUTSIDE[how])

@@ -183,3 +183,26 @@ def test_a_run_that_is_asked_to_stop_ends_its_round_and_goes_on_when_resumed(
     told = status(world.home)
     assert {client["ledger_entries"] for client in told["clients"].values()} == {1 + 2 * 6 + 2}
     assert told["server_starts"] == 2
+
+
+def test_a_server_that_is_to_stop_does_not_wait_long_for_the_last_word(tmp_path: Path) -> None:
+    plan = replace(LONG, cohort=replace(PLAN.cohort, deadline=3600.0))
+    world = World.make(tmp_path, plan)
+    world.node("clinic-b").close = lambda *_: []
+    world.run_stopped_after(1)
+    assert world.time.seconds < 1000 + 35
+    told = status(world.home)
+    assert [told["clients"][name]["ledger_entries"] for name in NAMES] == [4, 3, 4]
+    assert bits(World.make(tmp_path, plan, entries=1000).run()) == bits(
+        expected_model(NAMES, rounds=6)
+    )
+
+
+def test_a_server_that_is_to_stop_does_not_wait_for_clients_to_come(tmp_path: Path) -> None:
+    world = World.make(tmp_path, replace(LONG, cohort=replace(PLAN.cohort, deadline=3600.0)))
+    world.grid.nodes.clear()
+    assert command("server", "stop", world.home.path)[0] == 0
+    with pytest.raises(Stopped):
+        world.run()
+    assert world.time.seconds < 1000 + 1
+    assert not world.home.stop.exists()
