@@ -14,10 +14,13 @@ from functools import cached_property
 
 from common.aggregation import FEDAVG, Aggregation
 from common.canonical import Json, digest, encode, number
+from common.cohort import Cohort, Stopping
 from common.config import Table, open_digested
 from common.data.schema import Schema
 from common.errors import PlanError
 from common.privacy.events import ADJACENCY, Event
+
+__all__ = ["Cohort", "Optimizer", "Plan", "Privacy", "Release", "Stopping"]
 
 SCHEMA_VERSION = 2  # 2: methods, schedules, averaging, proximal term, noise draws
 TASKS = ("classification",)
@@ -134,21 +137,6 @@ class Privacy:
         )
         table.done()
         return privacy
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Who is asked in a round.
-
-    Args:
-        clients: how many clients a round asks, >= 1; all that are there if fewer.
-        quorum: how many valid replies a round needs to change the model, 1 to ``clients``.
-        deadline: seconds that a round waits for replies, > 0.
-    """
-
-    clients: int
-    quorum: int
-    deadline: float
 
 
 @dataclass(frozen=True)
@@ -286,6 +274,7 @@ class Plan:
     optimizer: Optimizer
     privacy: Privacy
     release: Release
+    stopping: Stopping | None = None
 
     def event(self) -> Event:
         """The whole declared plan, as it falls on a record of a client that is in every round."""
@@ -310,23 +299,21 @@ class Plan:
         return digest(self.encode())
 
     def json(self) -> Json:
-        cohort = self.cohort
-        return {
+        document: Json = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "task": self.task,
             "model": self.model,
             "rounds": self.rounds,
             "schema": self.schema.json(),
-            "cohort": {
-                "clients": cohort.clients,
-                "quorum": cohort.quorum,
-                "deadline": number(cohort.deadline),
-            },
+            "cohort": self.cohort.json(),
             "optimizer": self.optimizer.json(),
             "privacy": self.privacy.json(),
             "release": {"name": self.release.name},
         }
+        if self.stopping:
+            document["stopping"] = self.stopping.json()
+        return document
 
     @classmethod
     def decode(cls, data: bytes) -> Plan:
@@ -340,7 +327,7 @@ class Plan:
     def read(cls, table: Table) -> Plan:
         """Read ``[plan]`` of an experiment file."""
         rounds = table.integer("rounds", low=1, high=10**6)
-        cohort = _read_cohort(table.table("cohort"))
+        cohort = Cohort.read(table.table("cohort"))
         plan = cls(
             name=table.name("name"),
             task=table.text("task", "classification", choices=TASKS),
@@ -351,20 +338,10 @@ class Plan:
             optimizer=Optimizer.read(table.table("optimizer"), cohort.quorum),
             privacy=Privacy.read(table.table("privacy"), rounds),
             release=_read_release(table.table("release")),
+            stopping=Stopping.read(table.table("stopping")) if table.has("stopping") else None,
         )
         table.done()
         return plan
-
-
-def _read_cohort(table: Table) -> Cohort:
-    clients = table.integer("clients", low=1, high=10**6)
-    cohort = Cohort(
-        clients=clients,
-        quorum=table.integer("quorum", 1, low=1, high=clients),
-        deadline=table.number("deadline", 3600.0, above=0, high=10**7),
-    )
-    table.done()
-    return cohort
 
 
 def _without(table: Table, keys: tuple[str, ...], choice: str) -> None:

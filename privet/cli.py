@@ -13,7 +13,7 @@ from itertools import pairwise
 import typer
 
 from privet import __version__, output
-from privet.commands import audit, client, device, plan
+from privet.commands import audit, client, device, plan, server
 from privet.commands.options import FormatOption, QuietOption
 from privet.commands.simulate import simulate
 from privet.output import Format
@@ -32,6 +32,7 @@ app.add_typer(plan.app, name="plan")
 app.add_typer(audit.app, name="audit")
 app.add_typer(client.app, name="client")
 app.add_typer(device.app, name="device")
+app.add_typer(server.app, name="server")
 
 
 def main() -> None:

@@ -24,7 +24,9 @@ from common.models.networks import parameters_of
 from common.models.registry import build
 from server.evaluation import Evaluator
 from server.home import ServerHome
+from server.metrics import Metrics, serving
 from server.rounds import RoundLoop, RoundReport
+from server.stopping import StopRequest, on_sigterm
 
 app = ServerApp()
 
@@ -50,17 +52,26 @@ def coordinate(
     progress: Callable[[int, int, int], None] | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
 ) -> None:
-    """Run a prepared run over ``grid``; see :class:`server.rounds.RoundLoop` for the callbacks."""
+    """Run a prepared run over ``grid``; see :class:`server.rounds.RoundLoop` for the callbacks.
+
+    SIGTERM stops it after the round under way; :class:`server.stopping.Stopped` says so.
+    """
     torch.set_num_threads(1)
     home = ServerHome.read(path)
     plan, binding = home.plan, home.binding
     model = build(plan.model, plan.schema, seed=home.seed or 0, bindings=binding.models)
     evaluator = Evaluator(plan, binding) if binding.test else None
-    RoundLoop(
+    metrics = Metrics(home.run, plan.rounds, len(home.members))
+    stop = StopRequest(home.stop)
+    loop = RoundLoop(
         home,
         grid,
         parameters_of(model.network),
         score=evaluator.accuracy if evaluator else None,
         progress=progress,
         on_round=on_round,
-    ).run()
+        stop=stop,
+        metrics=metrics,
+    )
+    with on_sigterm(stop), serving(metrics, home.settings().metrics_port):
+        loop.run()

@@ -3,7 +3,8 @@
 The rules: a checkpoint is two files, and the small one is written last: a manifest whose digest of
 the model matches is a whole checkpoint, anything else is not one. The incarnation and the nonces of
 a round are on disk before its requests are sent, so a restored server never passes an old request
-off as new.
+off as new. Of old checkpoints the newest few are kept, and every N-th where an operator asks for
+that; deleting one begins with its manifest, so what is left is whole or none.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import durable
-from common.canonical import CanonicalError, Json, decode, digest, encode
+from common.canonical import CanonicalError, Json, decode, digest, encode, number, parse_number
 from common.errors import TrustError
 from common.wire import Arrays, pack_arrays, unpack_arrays
+from server.suspension import Standing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # 3: how clients stand, early stopping, why the run ended
 KEEP = 3  # checkpoints; older ones are deleted
+
+ALL_ROUNDS, NO_IMPROVEMENT, BUDGET_USED = "all-rounds", "no-improvement", "budget-used"
+ENDINGS = ("", ALL_ROUNDS, NO_IMPROVEMENT, BUDGET_USED)
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,12 @@ class Checkpoint:
         changed: how many rounds changed the model.
         heads: each client's ledger as it was last seen, by name: entries, root, and the client's
             signature of that :class:`~common.ledger.head.Head`.
-        closed: whether the clients were told that the run is over.
         rule: what the aggregation remembers between rounds, float32 arrays by name; mostly nothing.
+        closed: whether the clients were told what was seen last: the run is over, or stopped.
+        standing: what clients' replies were dropped for, and who is suspended.
+        spent: clients whose last answer was that their budget is used up.
+        best, waited: of early stopping: the best score so far, in [0, 1], and the rounds since.
+        ended: why there are no more rounds; empty while there are.
     """
 
     run: str
@@ -44,17 +53,32 @@ class Checkpoint:
     heads: Mapping[str, Json] = field(default_factory=dict)
     closed: bool = False
     rule: Arrays = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
+    spent: frozenset[str] = frozenset()
+    best: float | None = None
+    waited: int = 0
+    ended: str = ""
 
 
 class CheckpointStore:
-    """The ``checkpoints/`` directory of one run."""
+    """The ``checkpoints/`` directory of one run.
 
-    def __init__(self, path: Path, run: str, plan: str) -> None:
+    Args:
+        path: the directory.
+        run, plan: what its checkpoints must belong to.
+        keep: how many of the newest are kept, >= 2: one to fall back on.
+        every: older ones are kept too if their round is a multiple of this; 0: none.
+    """
+
+    def __init__(
+        self, path: Path, run: str, plan: str, *, keep: int = KEEP, every: int = 0
+    ) -> None:
         self.path = path
         self._run, self._plan = run, plan
+        self._keep, self._every = keep, every
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint durably, then forget the oldest ones."""
+        """Write a checkpoint durably, then forget those that need not be kept."""
         data = pack_arrays(checkpoint.model)
         manifest = {
             "schema_version": SCHEMA_VERSION,
@@ -65,6 +89,11 @@ class CheckpointStore:
             "model": digest(data),
             "heads": dict(checkpoint.heads),
             "closed": checkpoint.closed,
+            "standing": checkpoint.standing.json(),
+            "spent": sorted(checkpoint.spent),
+            "best": None if checkpoint.best is None else number(checkpoint.best),
+            "waited": checkpoint.waited,
+            "ended": checkpoint.ended,
         }
         name = f"round-{checkpoint.round:06d}"
         if checkpoint.rule:
@@ -73,23 +102,49 @@ class CheckpointStore:
             durable.replace(self.path / f"rule-{name}.safetensors", rule)
         durable.replace(self.path / f"{name}.safetensors", data)
         durable.replace(self.path / f"{name}.json", encode(manifest))
-        for old in sorted(self.path.glob("round-*.json"))[:-KEEP]:
-            old.unlink()
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
-            (self.path / f"rule-{old.stem}.safetensors").unlink(missing_ok=True)
+        self._forget()
+
+    def _forget(self) -> None:
+        rounds = {_round_of(file): file for file in self._manifests()}
+        newest = sorted(rounds)[-self._keep :]
+        for round_, manifest in rounds.items():
+            if round_ in newest or (self._every and round_ % self._every == 0):
+                continue
+            manifest.unlink()
+            manifest.with_suffix(".safetensors").unlink(missing_ok=True)
+            _rule_file(manifest).unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint; a torn one is passed over, a foreign one is an error.
+
+        Only for the one that writes here: what a killed write left behind is swept away.
 
         Raises:
             TrustError: the newest manifest belongs to another run or plan.
         """
         durable.sweep(self.path)
-        for manifest in sorted(self.path.glob("round-*.json"), reverse=True):
+        return self.peek()
+
+    def peek(self) -> Checkpoint | None:
+        """As :meth:`latest`, for everybody else: nothing is changed, and a server may be at work.
+
+        Raises:
+            TrustError: the newest manifest belongs to another run or plan.
+        """
+        for manifest in sorted(self._manifests(), key=_round_of, reverse=True):
             checkpoint = self._load(manifest)
             if checkpoint is not None:
                 return checkpoint
         return None
+
+    def under_way(self) -> tuple[int, tuple[str, ...]] | None:
+        """The round that was last begun, and who was asked in it; None before the first."""
+        state = self._read_state()
+        return None if state is None else (state["round"], tuple(sorted(state["nonces"])))
+
+    def _manifests(self) -> list[Path]:
+        found = self.path.glob("round-*.json")
+        return [file for file in found if file.stem.removeprefix("round-").isdecimal()]
 
     def start(self, completed: int) -> tuple[int, dict[str, str]]:
         """This start's incarnation, and the nonces of the round that was under way, if any.
@@ -142,25 +197,51 @@ class CheckpointStore:
             document = decode(manifest.read_bytes())
             data = manifest.with_suffix(".safetensors").read_bytes()
             wanted = document.get("rule", "")
-            rule_file = manifest.with_name(f"rule-{manifest.stem}.safetensors")
+            rule_file = _rule_file(manifest)
             rule = rule_file.read_bytes() if wanted else b""
         except (CanonicalError, OSError):
             return None
         if digest(data) != document.get("model") or (wanted and digest(rule) != wanted):
             return None
+        if document["schema_version"] not in (2, SCHEMA_VERSION):
+            raise TrustError(
+                f"{manifest} is of schema version {document['schema_version']}",
+                hint="continue the run with the Privet that wrote it",
+                code="bad-checkpoint",
+            )
         if (document["run"], document["plan"]) != (self._run, self._plan):
             raise TrustError(
                 f"{manifest} belongs to another run or plan",
                 hint="resume the directory that it came from",
                 code="bad-checkpoint",
             )
-        return Checkpoint(
-            run=document["run"],
-            plan=document["plan"],
-            round=document["round"],
-            model=unpack_arrays(data),
-            changed=document["changed"],
-            heads=document["heads"],
-            closed=document["closed"],
-            rule=unpack_arrays(rule) if rule else {},
-        )
+        return _checkpoint(document, unpack_arrays(data), unpack_arrays(rule) if rule else {})
+
+
+def _round_of(manifest: Path) -> int:
+    return int(manifest.stem.removeprefix("round-"))
+
+
+def _rule_file(manifest: Path) -> Path:
+    return manifest.with_name(f"rule-{manifest.stem}.safetensors")
+
+
+def _checkpoint(document: Json, model: Arrays, rule: Arrays) -> Checkpoint:
+    """What :meth:`CheckpointStore.save` wrote; of version 2, what that one knew."""
+    best = document.get("best")
+    standing = document.get("standing")
+    return Checkpoint(
+        run=document["run"],
+        plan=document["plan"],
+        round=document["round"],
+        model=model,
+        changed=document["changed"],
+        heads=document["heads"],
+        closed=document["closed"],
+        rule=rule,
+        standing=Standing() if standing is None else Standing.of(standing),
+        spent=frozenset(document.get("spent", ())),
+        best=None if best is None else parse_number(best),
+        waited=document.get("waited", 0),
+        ended=document.get("ended", ""),
+    )

@@ -15,9 +15,10 @@ from common import durable
 from common.canonical import CanonicalError, decode, encode
 from common.config import Table
 from common.data.binding import Binding
-from common.errors import InputError, PlanError
+from common.errors import InputError, OperationError, PlanError, TrustError
 from common.keys import KeyDirectory, PublicKey, SigningKey
 from common.plan import Plan
+from server.settings import Settings
 
 SCHEMA_VERSION = 1
 COORDINATOR = "coordinator"  # the name of its key in the key directory
@@ -61,6 +62,48 @@ class ServerHome:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The log of what happened, for operators; see :mod:`server.events`."""
+        return self.path / "events.jsonl"
+
+    @property
+    def lifts(self) -> Path:
+        """Suspensions that an operator lifted; see :meth:`lift`."""
+        return self.path / "lifts.json"
+
+    @property
+    def stop(self) -> Path:
+        """A server stops after its round when this file is there, and takes it away."""
+        return self.path / "stop"
+
+    def settings(self) -> Settings:
+        """What the operator chose for this run."""
+        return Settings.read(self.path / "server.toml")
+
+    def read_lifts(self) -> dict[str, int]:
+        """By client, the round of the suspension that an operator lifted.
+
+        Raises:
+            TrustError: the file is damaged.
+        """
+        if not self.lifts.exists():
+            return {}
+        try:
+            lifts = decode(self.lifts.read_bytes())["lifts"]
+            return {client: int(round_) for client, round_ in lifts.items()}
+        except (CanonicalError, KeyError, AttributeError, TypeError, ValueError) as error:
+            raise TrustError(f"{self.lifts} is damaged: {error}", code="bad-lifts") from error
+
+    def lift(self, client: str, round_: int) -> None:
+        """Lift the suspension of ``client`` that dates from ``round_``, once and durably."""
+        busy = OperationError(
+            "another command is lifting a suspension", hint="run it again", code="busy"
+        )
+        with durable.exclusively(self.checkpoints, busy):
+            lifts = {**self.read_lifts(), client: round_}
+            durable.replace(self.lifts, encode({"schema_version": 1, "lifts": lifts}))
 
     def signing_key(self) -> SigningKey:
         return KeyDirectory(self.keys).load(COORDINATOR)

@@ -1,60 +1,44 @@
-"""Our own round loop over Flower's Grid: roll call, request, wait, validate, aggregate, checkpoint.
+"""Our own round loop over Flower's Grid: look, request, wait, validate, aggregate, checkpoint.
 
 The rules: one bad client costs one reply, never the run. A round ends at its deadline whoever is
-silent. A round without a quorum of valid replies changes nothing, and says so. The state on disk
-after each round is all that the next one needs, so a run continues where it was killed and ends in
-the same bits.
+silent, and asks nobody while a quorum is not there. A round without a quorum of valid replies
+changes nothing, and says so. The state on disk after each round is all that the next one needs, so
+a run continues where it was killed and ends in the same bits.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from common import durable
 from common.canonical import Json
-from common.errors import BudgetError, NetworkError
+from common.errors import BudgetError, InputError, NetworkError
 from common.ledger import Head
 from common.wire import Arrays, RoundRequest, digest_arrays
 from server.aggregation.rules import advance, rule_for
 from server.aggregation.validate import Expected, Rejected, check_reply
-from server.checkpoint import Checkpoint, CheckpointStore
+from server.checkpoint import ALL_ROUNDS, BUDGET_USED, NO_IMPROVEMENT, Checkpoint, CheckpointStore
+from server.events import public_code
 from server.heads import close, head_json, seen_of
 from server.home import ServerHome
 from server.messages import read_reply, round_requests
-from server.nodes import Nodes
+from server.metrics import Metrics
+from server.nodes import DUPLICATE, LATE, Clock, Nodes
+from server.record import Record, RoundReport
+from server.stopping import Stopped, StopRequest
+from server.suspension import VALID
 
+__all__ = ["RoundLoop", "RoundReport"]
 
-@dataclass(frozen=True)
-class RoundReport:
-    """What a round did; one line of ``metrics.jsonl``.
-
-    Args:
-        round: 1 … plan.rounds.
-        asked, valid: clients asked, and replies that counted.
-        changed: whether the model changed.
-        unchanged: why it did not: ``no-quorum``, ``too-few-replies``, ``not-finite`` or
-            ``no-model``; empty if it did.
-        dropped: client to code, for replies that did not count.
-        accuracy: on the public test set, in [0, 1]; None if there is none.
-        seconds: wall time.
-    """
-
-    round: int
-    asked: int
-    valid: int
-    changed: bool
-    unchanged: str
-    dropped: Mapping[str, str]
-    accuracy: float | None
-    seconds: float
+SPENT = frozenset({"refused-budget-exhausted", "refused-no-rounds-left"})
+LAST_WORD_SECONDS = 30.0  # that a server which is to stop waits for its clients
+_NO_ANSWER = frozenset({"silent", "late", "client-error"})
 
 
 class RoundLoop:
@@ -67,6 +51,12 @@ class RoundLoop:
         score: accuracy of a model, or None.
         progress: called as (round, answers so far, asked) while a round waits.
         on_round: called after each round's checkpoint is durable.
+        clock: what deadlines are read from.
+        stop: whether an operator wants the run to stop; by default a file in the run directory.
+        metrics: is told how the run is doing.
+
+    Raises:
+        InputError: the plan stops early by a validation set, and there is no public one.
     """
 
     def __init__(
@@ -78,14 +68,29 @@ class RoundLoop:
         score: Callable[[Arrays], float] | None = None,
         progress: Callable[[int, int, int], None] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
+        clock: Clock | None = None,
+        stop: StopRequest | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._home, self._plan, self._key = home, home.plan, home.signing_key()
-        self._nodes = Nodes(home, grid, self._key, progress)
+        _check_validation(home, score is not None)
+        self._clock = clock or Clock()
+        self._nodes = Nodes(home, grid, self._key, progress, self._clock)
         self._score = score
         self._on_round = on_round or (lambda _: None)
+        self._stop = stop or StopRequest(home.stop)
+        metrics = metrics or Metrics(home.run, self._plan.rounds, len(home.members))
+        self._record = Record(home, metrics)
         self._shapes = {name: array.shape for name, array in initial.items()}
         self._limit = sum(array.nbytes + 1024 for array in initial.values())
-        self._store = CheckpointStore(home.checkpoints, home.run, self._plan.digest)
+        self._settings = home.settings()
+        self._store = CheckpointStore(
+            home.checkpoints,
+            home.run,
+            self._plan.digest,
+            keep=self._settings.keep,
+            every=self._settings.every,
+        )
         latest = self._store.latest()
         self._state = latest or Checkpoint(home.run, self._plan.digest, 0, initial)
         self._rule = rule_for(self._plan.optimizer.aggregation, self._shapes, self._state.rule)
@@ -96,23 +101,95 @@ class RoundLoop:
         Raises:
             NetworkError: nobody enrolled is there, or no round of the run had a quorum.
             BudgetError: the clients refused because their budgets are spent.
+            Stopped: an operator wished it; the run can be resumed.
         """
         incarnation, under_way = self._store.start(self._state.round)
-        self._trim_metrics()
-        remaining = range(self._state.round + 1, self._plan.rounds + 1)
+        self._record.start(self._state.round, incarnation)
+        first = True
         # A run that was killed after its last round needs nobody to be there.
-        nodes = self._nodes.wait_for_quorum() if remaining else {}
-        for round_ in remaining:
-            self._round(round_, incarnation, nodes, under_way)
-            under_way = {}
-        if self._state.heads and not self._state.closed:
-            present = nodes or self._nodes.who_is_there()
-            heads = close(self._home, self._key, self._nodes, present, self._state.heads)
-            self._state = replace(self._state, heads=heads, closed=True)
-            self._store.save(self._state)
+        while not self._ended():
+            nodes = self._assemble(first)
+            if self._stop():
+                self._leave()
+            if first and len(nodes) < self._plan.cohort.quorum:
+                raise self._too_few(len(nodes))
+            self._round(self._state.round + 1, incarnation, nodes, under_way)
+            first, under_way = False, {}
+        self._close()
+        self._record.write()
         if self._state.changed == 0:
             raise self._nothing_changed()
         return self._state.model
+
+    def _ended(self) -> bool:
+        return bool(self._state.ended) or self._state.round >= self._plan.rounds
+
+    def _leave(self) -> None:
+        """Stop here, in order: whoever is there hears the last word on its ledger, in time."""
+        self._nodes.patience = min(self._nodes.patience, LAST_WORD_SECONDS)
+        if self._nodes.present:
+            self._close()
+        self._record.stopped(self._state.round)
+        self._stop.done()
+        raise Stopped(
+            f"stopped after round {self._state.round} of {self._plan.rounds}, as asked",
+            hint="resume the run to go on from there",
+        )
+
+    def _close(self) -> None:
+        if self._state.heads and not self._state.closed:
+            # A server that was killed after its last round comes back before its clients do.
+            known = set(self._state.heads)
+            if not self._nodes.present:
+                self._nodes.gather(lambda: known <= set(self._nodes.present), self._stop)
+            present = self._nodes.present
+            heads = close(self._home, self._key, self._nodes, present, self._state.heads)
+            self._state = replace(self._state, heads=heads, closed=True)
+            self._store.save(self._state)
+
+    # -- who is asked --------------------------------------------------------------------------
+
+    def _assemble(self, first: bool) -> dict[str, int]:
+        """Those who can be asked now, by name; waits only while a round could not be held.
+
+        At a start all that the plan asks for are waited for, later a quorum is enough.
+
+        Raises:
+            NetworkError: so many are suspended that no round could have a quorum.
+        """
+        self._lift()
+        suspended, cohort = self._state.standing.suspended, self._plan.cohort
+        members = len(set(self._home.members) - set(suspended))
+        if members < cohort.quorum and suspended:
+            raise self._too_few(members)
+
+        def there() -> dict[str, int]:
+            present = self._nodes.present
+            return {name: node for name, node in present.items() if name not in suspended}
+
+        wanted = min(cohort.asked, members) if first else cohort.quorum
+        self._nodes.gather(lambda: len(there()) >= wanted, self._stop)
+        self._tell()
+        return there()
+
+    def _lift(self) -> None:
+        """Let those take part again whose suspension an operator has lifted."""
+        before = self._state.standing
+        self._state = replace(self._state, standing=before.lifted(self._home.read_lifts()))
+        self._record.lifted(self._state.round, before, self._state.standing)
+
+    def _choose(self, round_: int, present: list[str]) -> list[str]:
+        """This round's cohort, by stable name: the same in every process for a seed."""
+        if len(present) < self._plan.cohort.quorum:
+            return []  # whoever was asked would spend for nothing
+        size = min(self._plan.cohort.asked, len(present))
+        if self._home.seed is None:
+            return sorted(secrets.SystemRandom().sample(present, size))
+
+        def draw(name: str) -> str:
+            return hashlib.sha256(f"{self._home.seed}/{round_}/{name}".encode()).hexdigest()
+
+        return sorted(sorted(present, key=draw)[:size])
 
     # -- one round -----------------------------------------------------------------------------
 
@@ -120,7 +197,7 @@ class RoundLoop:
         self, round_: int, incarnation: int, nodes: Mapping[str, int], under_way: Mapping[str, str]
     ) -> None:
         """One round; ``under_way`` holds the nonces of one that a crash cut off, to send again."""
-        began = time.monotonic()
+        began = self._clock.now()
         cohort = sorted(set(under_way) & set(nodes)) or self._choose(round_, sorted(nodes))
         requests = {
             client: self._request(client, round_, incarnation, under_way.get(client))
@@ -130,6 +207,7 @@ class RoundLoop:
             incarnation, round_, {client: request.nonce for client, request in requests.items()}
         )
         self._rule.begin()
+        self._record.begin(round_, asked=len(cohort), present=len(nodes), again=bool(under_way))
         dropped = dict[str, str]()
         heads = dict(self._state.heads)
         by_node = {nodes[client]: client for client in cohort}
@@ -138,16 +216,24 @@ class RoundLoop:
             [(nodes[client], request.sign(self._key)) for client, request in requests.items()],
             f"round-{round_}",
         )
-        for message in self._nodes.exchange(messages, round_):
+
+        def enough() -> bool:
+            return self._rule.count >= self._plan.cohort.clients
+
+        for message in self._nodes.exchange(messages, round_, enough):
             client = by_node.pop(message.metadata.src_node_id, None)
             if client is None:
-                continue  # a duplicate, or nobody who was asked
+                continue  # an error in a node's stead: it stays silent
+            if enough():
+                dropped[client] = "late"
+                continue
             try:
                 heads[client] = self._accept(message, client, requests[client])
             except Rejected as error:
-                dropped[client] = error.code
-        dropped |= dict.fromkeys(by_node.values(), "silent")
-        self._finish(round_, began, heads, dropped, len(cohort))
+                dropped[client] = public_code(error.code)
+        dropped |= dict.fromkeys(by_node.values(), "late" if enough() else "silent")
+        asked = {client: nodes[client] for client in cohort}
+        self._finish(round_, began, heads, dropped, asked)
 
     def _accept(self, message: Message, client: str, request: RoundRequest) -> Json:
         reply = read_reply(message, self._limit)
@@ -169,39 +255,72 @@ class RoundLoop:
         began: float,
         heads: Mapping[str, Json],
         dropped: Mapping[str, str],
-        asked: int,
+        asked: Mapping[str, int],
     ) -> None:
         model, unchanged = advance(self._rule, round_, self._state.model, self._plan.cohort.quorum)
         self._nodes.codes.update(dropped.values())
-        self._state = replace(
-            self._state,
-            round=round_,
-            model=model,
-            changed=self._state.changed + (not unchanged),
-            heads=heads,
-            rule=self._rule.state(),
-        )
+        strays, self._nodes.strays = self._nodes.strays, Counter()
+        outcomes = {client: dropped.get(client, VALID) for client in asked}
         report = RoundReport(
             round=round_,
-            asked=asked,
+            asked=len(asked),
             valid=self._rule.count,
             changed=not unchanged,
             unchanged=unchanged,
             dropped=dropped,
+            late=strays[LATE],
+            duplicates=strays[DUPLICATE],
             accuracy=self._score(model) if self._score else None,
-            seconds=round(time.monotonic() - began, 3),
+            seconds=round(self._clock.now() - began, 3),
         )
-        # The metrics line first: a crash between the two repeats the round and trims the line.
-        line = json.dumps(asdict(report), sort_keys=True).encode() + b"\n"
-        durable.append(self._home.metrics, line)
+        before = self._state.standing
+        self._state = self._judge(
+            replace(
+                self._state,
+                round=round_,
+                model=model,
+                changed=self._state.changed + (not unchanged),
+                heads=heads,
+                rule=self._rule.state(),
+                closed=False,
+                standing=before.after(self._settings.rule, round_, outcomes),
+            ),
+            outcomes,
+            report,
+        )
+        self._record.end(report, outcomes, asked, before, self._state)
         self._store.save(self._state)
+        self._record.count(report, outcomes)
+        self._tell()
         self._on_round(report)
+
+    def _judge(
+        self, state: Checkpoint, outcomes: Mapping[str, str], report: RoundReport
+    ) -> Checkpoint:
+        """Whether this was the last round: the state with what led to that."""
+        refused = {client for client, code in outcomes.items() if code in SPENT}
+        answered = {client for client, code in outcomes.items() if code not in _NO_ANSWER}
+        spent = state.spent - answered | refused
+        best, waited, ended = state.best, state.waited, ""
+        stopping = self._plan.stopping
+        if stopping and report.changed and report.accuracy is not None:
+            best, waited = stopping.judge(best, waited, report.accuracy)
+            ended = NO_IMPROVEMENT if waited >= stopping.patience else ""
+        if spent and len(set(self._home.members) - spent) < self._plan.cohort.quorum:
+            ended = BUDGET_USED
+        if state.round >= self._plan.rounds:
+            ended = ALL_ROUNDS
+        return replace(state, spent=spent, best=best, waited=waited, ended=ended)
+
+    def _tell(self) -> None:
+        suspended = len(self._state.standing.suspended)
+        self._record.stand(self._state.round, len(self._nodes.present), suspended)
 
     def _seen(self, client: str) -> Head:
         federation = self._key.public.fingerprint
         return seen_of(self._home.members[client], federation, self._state.heads)
 
-    # -- choosing and naming -------------------------------------------------------------------
+    # -- naming and keeping --------------------------------------------------------------------
 
     def _request(
         self, client: str, round_: int, incarnation: int, nonce: str | None
@@ -220,29 +339,22 @@ class RoundLoop:
             signature=seen.sign(self._key),
         )
 
-    def _choose(self, round_: int, present: list[str]) -> list[str]:
-        """This round's cohort, by stable name: the same in every process for a seed."""
-        size = min(self._plan.cohort.clients, len(present))
-        if self._home.seed is None:
-            return sorted(secrets.SystemRandom().sample(present, size))
-
-        def draw(name: str) -> str:
-            return hashlib.sha256(f"{self._home.seed}/{round_}/{name}".encode()).hexdigest()
-
-        return sorted(sorted(present, key=draw)[:size])
-
-    def _trim_metrics(self) -> None:
-        """Forget lines of rounds after the checkpoint: they are about to be repeated."""
-        if not self._home.metrics.exists():
-            return
-        lines = self._home.metrics.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if _round_of(line) <= self._state.round]
-        durable.replace(self._home.metrics, b"".join(kept))
+    def _too_few(self, there: int) -> NetworkError:
+        suspended = len(self._state.standing.suspended)
+        hint = "start more clients, or look into their logs for why they refused"
+        if suspended:
+            hint = f"{hint}; {suspended} are suspended: see `privet server suspended`"
+        return NetworkError(
+            f"{there} enrolled clients can be asked; a round needs {self._plan.cohort.quorum}",
+            hint=hint,
+            code="too-few-clients",
+        )
 
     def _nothing_changed(self) -> BudgetError | NetworkError:
-        codes = ", ".join(f"{code} x {count}" for code, count in self._nodes.codes.most_common())
-        spent = {"refused-budget-exhausted", "refused-no-rounds-left"}
-        if self._nodes.codes and set(self._nodes.codes) <= spent:
+        codes = ", ".join(
+            f"{public_code(code)} x {count}" for code, count in self._nodes.codes.most_common()
+        )
+        if self._nodes.codes and set(self._nodes.codes) <= SPENT:
             return BudgetError(
                 "every client refused: its data set's budget is spent",
                 hint="the data owners decide whether there is more",
@@ -254,8 +366,20 @@ class RoundLoop:
         )
 
 
-def _round_of(line: bytes) -> float:
-    try:
-        return float(json.loads(line)["round"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # torn by a crash
+def _check_validation(home: ServerHome, scored: bool) -> None:
+    """A plan that stops early by a score needs a test set, public unless all is simulated."""
+    if home.plan.stopping is None:
+        return
+    if not scored:
+        raise InputError(
+            "the plan stops early by its score on a public test set, and there is none here",
+            hint='name one in the binding (test = "public"), or plan without [plan.stopping]',
+            code="no-validation-set",
+        )
+    if home.binding.test == "held-out" and home.seed is None:
+        raise InputError(
+            "the plan stops early, and the records held out here are private: when a run ends "
+            "would depend on them, and nothing accounts for that",
+            hint="use a public test set; held-out records are for simulations",
+            code="private-validation-set",
+        )

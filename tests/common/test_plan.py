@@ -14,7 +14,7 @@ from common.canonical import encode
 from common.config import Table, read_toml
 from common.data.schema import Column, Schema
 from common.errors import PlanError
-from common.plan import Cohort, Optimizer, Plan, Privacy, Release
+from common.plan import Cohort, Optimizer, Plan, Privacy, Release, Stopping
 
 TOML = """\
 [plan]
@@ -171,7 +171,7 @@ def test_the_digest_changes_with_every_field(read) -> None:
         {"schema": replace(table, columns=(Column("x", 0.0, 2.0),))},
         {"schema": replace(table, columns=(Column("w", 0.0, 1.0),))},
         *({"cohort": replace(plan.cohort, **c)} for c in (
-            {"clients": 11}, {"quorum": 4}, {"deadline": 1.0},
+            {"clients": 11}, {"quorum": 4}, {"deadline": 1.0}, {"over_selection": 1},
         )),
         *({"optimizer": replace(plan.optimizer, **c)} for c in (
             {"learning_rate": 1.0}, {"momentum": 0.5}, {"update_bound": 1.0},
@@ -203,11 +203,19 @@ def test_the_digest_changes_with_every_field(read) -> None:
             {"noise_draws": 4},
         )),
         {"release": Release("other")},
+        *({"stopping": s} for s in (Stopping(3), Stopping(4), Stopping(3, 0.01))),
     ]  # fmt: skip
     digests = {plan.digest, *(replace(plan, **part).digest for part in parts)}
     assert len(digests) == len(parts) + 1
     # Every field of every part is in the list above.
-    for kind, count in ((Plan, 9), (Cohort, 3), (Optimizer, 14), (Privacy, 8), (Release, 1)):
+    for kind, count in (
+        (Plan, 10),
+        (Cohort, 4),
+        (Optimizer, 14),
+        (Privacy, 8),
+        (Release, 1),
+        (Stopping, 2),
+    ):
         assert len(kind.__dataclass_fields__) == count
 
 
@@ -527,3 +535,38 @@ def test_a_signed_plan_cannot_ask_its_reader_to_calibrate() -> None:
 def test_bytes_that_are_no_plan_are_a_plan_error(data: bytes) -> None:
     with pytest.raises(PlanError):
         Plan.decode(data)
+
+
+def test_what_a_plan_does_not_ask_for_is_not_in_its_json(
+    read,
+) -> None:
+    document = read(TOML).json()
+    assert "stopping" not in document
+    assert "over_selection" not in document["cohort"]
+    asking = read(
+        TOML.replace("quorum = 5", "quorum = 5\nover_selection = 2")
+        + "\n[plan.stopping]\npatience = 3\nleast_improvement = 0.01\n"
+    )
+    assert asking.cohort.asked == 12
+    assert asking.json()["stopping"] == {"patience": 3, "least_improvement": "0.01"}
+    assert Plan.decode(asking.encode()) == asking
+
+
+@pytest.mark.parametrize(
+    ("improvements", "waited"),
+    [
+        ([0.5], 0),
+        ([0.5, 0.5], 1),
+        ([0.5, 0.52], 0),
+        ([0.5, 0.505, 0.509, 0.511], 0),
+        ([0.5, 0.505, 0.509], 2),
+        ([0.5, 0.6, 0.2, 0.3], 2),
+    ],
+)
+def test_patience_counts_rounds_that_were_not_better_by_enough(
+    improvements: list[float], waited: int
+) -> None:
+    best, count = None, 0
+    for score in improvements:
+        best, count = Stopping(5, 0.01).judge(best, count, score)
+    assert count == waited

@@ -103,10 +103,11 @@ print(codes, sorted(heavy & set(sys.modules)))
 def test_every_command_is_listed_and_has_help(capsys: Run) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    for word in ("simulate", "plan", "audit", "client", "device", "version"):
+    for word in ("simulate", "plan", "audit", "client", "device", "server", "version"):
         assert word in text
     commands = [f"audit {name}" for name in ("verify", "recompute", "explain", "report", "receipt")]
     commands += ["simulate", "plan check", "device init", "audit check-receipt"]
+    commands += [f"server {name}" for name in ("status", "suspended", "lift", "stop")]
     commands += ["client approve", "client budget", "client policy sign", "client owner"]
     for command in commands:
         assert run([*command.split(), "--help"]) == 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common import durable
+from common.canonical import decode, encode
 from common.errors import OperationError, TrustError
 from server.checkpoint import KEEP, Checkpoint, CheckpointStore
+from server.suspension import Standing, Suspension
 from tests.world import RUN, Snapshot, killed_at, model
 
 PLAN = "a" * 64
@@ -208,3 +211,77 @@ def test_a_damaged_count_of_incarnations_is_refused(store: CheckpointStore, data
         store.start(0)
     assert caught.value.code == "bad-checkpoint"
     assert (store.path / "pending.json").read_bytes() == data
+
+
+# -- which ones are kept -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "kept"),
+    [
+        (3, 0, [10, 11, 12]),
+        (2, 0, [11, 12]),
+        (2, 5, [5, 10, 11, 12]),
+        (3, 4, [4, 8, 10, 11, 12]),
+        (2, 1, list(range(1, 13))),
+        (99, 0, list(range(1, 13))),
+    ],
+)
+def test_the_newest_are_kept_and_every_nth(
+    tmp_path: Path, keep: int, every: int, kept: list[int]
+) -> None:
+    store = CheckpointStore(tmp_path, RUN, PLAN, keep=keep, every=every)
+    for round_ in range(1, 13):
+        store.save(state(round_))
+    expected = {f"round-{round_:06d}" for round_ in kept}
+    assert files(store) == {f"{n}.json" for n in expected} | {f"{n}.safetensors" for n in expected}
+    assert same(store.latest(), state(12))
+
+
+def test_after_a_million_rounds_the_newest_is_still_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, RUN, PLAN, keep=2)
+    for round_ in (999_998, 999_999, 1_000_000):
+        store.save(state(round_))
+    assert same(store.latest(), state(1_000_000))
+    assert len(files(store)) == 4
+
+
+def test_looking_at_the_newest_leaves_what_is_being_written_alone(store: CheckpointStore) -> None:
+    store.save(state(1))
+    (store.path / ".round-000002.json.x.tmp").write_bytes(b"{")
+    before = Snapshot.of(store.path)
+    assert same(store.peek(), state(1))
+    assert Snapshot.of(store.path) == before
+
+
+def test_what_decides_who_is_asked_and_when_it_ends_comes_back(store: CheckpointStore) -> None:
+    standing = Standing({"clinic-b": ("", "malformed")}, {"clinic-c": Suspension(2, ("late",))})
+    saved = replace(
+        state(3),
+        standing=standing,
+        spent=frozenset({"clinic-a"}),
+        best=0.1,
+        waited=2,
+        ended="no-improvement",
+        closed=True,
+    )
+    store.save(saved)
+    latest = store.latest()
+    assert latest is not None
+    assert replace(latest, model=saved.model) == saved
+
+
+def test_a_checkpoint_of_version_2_is_read_and_one_of_the_future_is_refused(
+    store: CheckpointStore,
+) -> None:
+    store.save(state(1))
+    file = store.path / "round-000001.json"
+    document = decode(file.read_bytes())
+    new = ("standing", "spent", "best", "waited", "ended")
+    old = {name: value for name, value in document.items() if name not in new}
+    file.write_bytes(encode({**old, "schema_version": 2}))
+    assert same(store.latest(), state(1))
+    file.write_bytes(encode({**document, "schema_version": 4}))
+    with pytest.raises(TrustError) as caught:
+        store.latest()
+    assert caught.value.code == "bad-checkpoint"

@@ -23,8 +23,8 @@ from common.aggregation import AGGREGATIONS, Aggregation
 from common.plan import Plan
 from common.statement import RECEIPT_TYPE, Envelope
 from common.wire import Arrays, RoundRequest
-from tests.server import test_rounds
-from tests.server.test_rounds import Answer, Node, World, bits, fails, honest, reply
+from tests.server import federation
+from tests.server.federation import Answer, Node, World, bits, fails, honest, reply
 from tests.world import PLAN, STRANGER, FakeClient, flower_identity, leaves
 
 HONEST = tuple(f"clinic-{letter}" for letter in "abcde")
@@ -181,7 +181,7 @@ CODES = {name: code for name, (_, code) in ROWS.items()}
 def run(
     path: Path, plan: Plan, hostile: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[World, str]:
-    monkeypatch.setattr(test_rounds, "NAMES", (*HONEST, *hostile))
+    monkeypatch.setattr(federation, "NAMES", (*HONEST, *hostile))
     world = World.make(path, plan)
     for name, answer in hostile.items():
         world.node(name).train = answer
@@ -238,12 +238,12 @@ def test_a_round_that_is_left_with_too_few_changes_nothing_and_says_why(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plan that was read cannot get here: its quorum is checked. The rule checks all the same."""
-    monkeypatch.setattr(test_rounds, "NAMES", HONEST)
+    monkeypatch.setattr(federation, "NAMES", HONEST)
     world = World.make(tmp_path, plan_of(name))
     plan = replace(world.home.plan, rounds=3)
     world.home = replace(world.home, plan=replace(plan, cohort=replace(plan.cohort, quorum=1)))
     for client in HONEST[2:]:
-        world.node(client).train = test_rounds.only_in({1, 3}, fails)
+        world.node(client).train = federation.only_in({1, 3}, fails)
     world.run()
     assert [line["unchanged"] for line in world.metrics()] == ["", "too-few-replies", ""]
     requests = world.node(HONEST[0]).seen
