@@ -23,6 +23,8 @@ from common.errors import OperationError
 from privet import running
 from privet.cli import run
 from privet.running import simulate
+from simulations.experiment import Experiment
+from simulations.population import prepare
 from tests.world import EXPERIMENT, Snapshot, killed_at, write_experiment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -313,9 +315,12 @@ def test_a_process_that_is_killed_resumes_by_the_command_line(
     arguments = [sys.executable, "-m", "privet", "simulate", str(finished.file)]
     arguments += ["--out", str(quick / "run"), "--format", "json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    durable._steps = 0
+    prepare(Experiment.read(finished.file), quick / "counted-alone")
+    prepared = durable._steps
     killed = subprocess.run(
         arguments,
-        env={**environment, durable.FAULT_VARIABLE: "131"},
+        env={**environment, durable.FAULT_VARIABLE: str(prepared + 11)},
         capture_output=True,
         text=True,
         check=False,
