@@ -24,8 +24,8 @@ from client.home import Home, version_of
 from client.training import Engine
 from client.training.trainable import check_trainable
 from common.data.binding import Binding, load_training
+from common.data.records import Records
 from common.data.schema import Schema
-from common.data.source import Records
 from common.errors import DataError
 from common.models.model import Model
 from common.models.preprocess import BLOCK, fixed_features

@@ -25,7 +25,7 @@ from client.home import Home
 from common import durable
 from common.canonical import encode
 from common.data.binding import Binding, load_training
-from common.data.source import Records
+from common.data.records import Records
 from common.errors import DataError, InputError
 from common.keys import KeyDirectory
 from common.models.registry import build

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from common.canonical import Json, digest, encode, number
 from common.config import Table, open_digested
+from common.data.records import Records, split
 from common.data.schema import Schema
-from common.data.source import Csv, Digits, FashionMnist, Records, Source, load, split
+from common.data.source import Digits, FashionMnist, Source, load
+from common.data.table import Csv
 from common.errors import DataError, PlanError
 from common.models.registry import check_bindings
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from common.canonical import encode
 from common.config import Table, read_toml
 from common.data.binding import Binding, load_test, load_training
+from common.data.records import split
 from common.data.schema import Column, Schema
-from common.data.source import Digits, load, split
+from common.data.source import Digits, load
 from common.errors import DataError, PlanError
 
 DIGITS = Schema("image", (1, 8, 8), tuple("0123456789"), upper=16.0)

@@ -12,18 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.data import source
+from common.data import source, table
+from common.data.records import Records, split
 from common.data.schema import Column, Schema
-from common.data.source import (
-    DEBIAN_FOLDER,
-    Csv,
-    Digits,
-    FashionMnist,
-    Records,
-    load,
-    read_idx,
-    split,
-)
+from common.data.source import DEBIAN_FOLDER, Digits, FashionMnist, load, read_idx
+from common.data.table import Csv
 from common.errors import DataError
 
 TEN = tuple("0123456789")
@@ -256,7 +249,7 @@ def test_a_line_more_changes_nothing_about_the_others(tmp_path: Path, at: int, l
 def test_a_line_of_any_length_is_read_or_left_out_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "MOST_BYTES", 20)
+    monkeypatch.setattr(table, "MOST_BYTES", 20)
     lines = [b"A,0,yes," + b"0" * (size - 10) + b"1" for size in range(15, 60)]
     found = served(tmp_path, [line for long in lines for line in (long, b"B,0,no,2")])
     kept = sum(len(line) < 20 for line in lines)  # with its newline: at most 20 bytes

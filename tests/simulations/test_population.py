@@ -16,7 +16,7 @@ from client import approval
 from client.home import Home
 from common.config import NAME
 from common.data.binding import Binding
-from common.data.source import Records
+from common.data.records import Records
 from common.errors import BudgetError, DataError, InputError, OperationError, PlanError, PrivetError
 from common.keys import KeyDirectory, SigningKey
 from common.ledger import Kind
