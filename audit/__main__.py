@@ -17,7 +17,7 @@ from pathlib import Path
 
 from audit import receipt
 from audit.verify import verify
-from audit.wording import shown, up
+from audit.wording import called, shown, up
 from common.bundle import Trust
 from common.errors import EXIT_OK, EXIT_UNAUTHENTICATED, InputError, PrivetError
 
@@ -76,7 +76,7 @@ def _check_receipt(options: argparse.Namespace, trust: Trust | None) -> None:
         raise InputError("--delta is a probability between 0 and 1")
     found = receipt.read(options.receipt)
     found.check(trust)
-    data = {"verdict": receipt.verdict(trust), **found.json(options.delta)}
+    data = {"verdict": called(trust is not None), **found.json(options.delta)}
     print(json.dumps(data, indent=2) if options.json else found.words(options.delta, trust))
 
 

@@ -9,7 +9,6 @@ same bytes. Whoever reads it needs the auditor's fingerprint from somewhere else
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from audit.checklist import Item, fields
 from audit.findings import ledgers, limits, simulated, stated_limits, within_plan
@@ -18,9 +17,9 @@ from audit.verify import Verdict
 from common.bundle import Trust
 from common.canonical import Json, number
 from common.errors import UnauthenticatedError
-from common.keys import PublicKey, SigningKey
+from common.keys import SigningKey
 from common.privacy.events import ADJACENCY
-from common.statement import AUDIT_PREDICATE, INTOTO_TYPE, Envelope, read_statement, statement
+from common.statement import AUDIT_PREDICATE, INTOTO_TYPE, Envelope, statement
 
 
 def attest(
@@ -51,16 +50,6 @@ def attest(
     predicate = _predicate(verdict, recomputation, items, bundle_statement, trust)
     payload = statement(dict(verdict.subjects), AUDIT_PREDICATE, predicate)
     return Envelope.sign(INTOTO_TYPE, payload, [key]).encode()
-
-
-def read_attestation(data: bytes, auditor: PublicKey) -> tuple[dict[str, str], dict[str, Any]]:
-    """Subjects and predicate of an auditor's statement.
-
-    Raises:
-        TrustError: it is malformed, of another kind, or not signed by ``auditor``.
-    """
-    payload = Envelope.decode(data).verify(INTOTO_TYPE, [auditor])
-    return read_statement(payload, AUDIT_PREDICATE, "audit statement")
 
 
 def _predicate(

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from audit.verify import Verdict, exposure
-from audit.wording import plain, up
+from audit.wording import called, plain, up
 from common.canonical import Json, parse_number
 from common.privacy import accountant
 from common.privacy.events import ADJACENCY, Event
@@ -173,7 +173,7 @@ class Explanation:
     def json(self) -> Json:
         return {
             "name": self.name,
-            "verdict": "verified" if self.authenticated else "self-consistent, unauthenticated",
+            "verdict": called(self.authenticated),
             "protects_nobody": self.repeatable,
             "epsilon": self.epsilon,
             "delta": self.delta,

@@ -24,7 +24,8 @@ LIMITS = (
     "That the machine which signed an entry did what the entry says. A host that lies can skip the "
     "noise and sign all the same.",
     "That a client kept no second ledger for the same data.",
-    "That the end of a ledger was not cut off together with the statement that names its head.",
+    "That what a ledger said after the coordinator’s last countersignature was not cut off, "
+    "together with the statement that names its head.",
     "What the same data sets spent in other federations. An owner’s budget is for the whole life "
     "of the data; the share shown here is this federation’s part of it.",
 )
@@ -81,12 +82,14 @@ def ranked(verdict: Verdict) -> list[Spend]:
 
 
 def ledgers(verdict: Verdict) -> Json:
-    """Pseudonym to head and number of entries, which the ledgers were checked to end at."""
+    """Pseudonym to the head that its ledger was checked to end at, its length, and how far the
+    coordinator countersigned it."""
     claimed = verdict.claims["ledgers"]
     return {
         client.pseudonym: {
             "head": claimed[client.pseudonym]["head"],
-            "entries": claimed[client.pseudonym]["entries"],
+            "entries": client.entries,
+            "countersigned": client.countersigned,
         }
         for client in verdict.clients
     }

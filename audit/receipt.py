@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audit.wording import up
+from audit.wording import called, up
 from common.bundle import Bundle, Trust
 from common.canonical import CanonicalError, Json, decode, encode, parse_number
 from common.errors import InputError, TrustError
@@ -168,7 +168,7 @@ class Receipt:
     def words(self, delta: float, trust: Trust | None) -> str:
         """The same for a person."""
         return (
-            f"{verdict(trust)}\n"
+            f"{called(trust is not None)}\n"
             f"client {self.entry.client[:12]}… in federation {self.entry.federation[:12]}…: "
             f"{self.entry.seq + 1} entries up to {self.entry.time}, signed by the client and the "
             f"coordinator\n"
@@ -177,11 +177,6 @@ class Receipt:
             "The cost is what the client stated; whoever holds the bundle can add it up again.\n"
             "This is one federation's spending on the data set; another's is in another receipt."
         )
-
-
-def verdict(trust: Trust | None) -> str:
-    """What a receipt or bundle whose every check passed may be called."""
-    return "verified" if trust is not None else "self-consistent, unauthenticated"
 
 
 def read(path: Path) -> Receipt:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from audit.ledgers import TOLERANCE, Spend, check_ledger
+from audit.wording import called
 from common.bundle import SIGNERS, Bundle, Trust
 from common.canonical import Json, digest, encode, number, parse_number
 from common.errors import PlanError, TrustError
@@ -58,7 +59,7 @@ class Verdict:
 
     def json(self) -> Json:
         return {
-            "verdict": "verified" if self.authenticated else "self-consistent, unauthenticated",
+            "verdict": called(self.authenticated),
             "plan": self.plan.digest,
             "name": self.plan.name,
             "subjects": dict(self.subjects),

@@ -12,6 +12,11 @@ from collections.abc import Sequence
 MOST_CHARACTERS = 400
 
 
+def called(authenticated: bool) -> str:
+    """What a bundle or receipt whose every check passed may be called."""
+    return "verified" if authenticated else "self-consistent, unauthenticated"
+
+
 def up(value: float, places: int = 2) -> str:
     """An upper bound in decimals, rounded up.
 

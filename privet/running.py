@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from audit.report import render_run
+from audit.wording import called
 from client.device.home import DeviceHome, DevicePolicy
 from client.device.runtime import Predictor
 from client.device.updater import update
@@ -265,6 +266,6 @@ def _summary(
             "safetensors_bytes": len(weights),
             "onnx_bytes": len(model),
         },
-        "audit": "verified" if verdict.authenticated else "self-consistent, unauthenticated",
+        "audit": called(verdict.authenticated),
         "timing": timing,
     }

@@ -84,27 +84,6 @@ def inclusion_proof(hashes: Sequence[bytes], index: int) -> list[bytes]:
     return [*inclusion_proof(hashes[split:], index - split), root(hashes[:split])]
 
 
-def includes(hash_: bytes, index: int, size: int, proof: Sequence[bytes], expected: bytes) -> bool:
-    """Whether ``proof`` shows leaf hash ``hash_`` at ``index`` of the tree ``expected``.
-
-    RFC 9162, section 2.1.3.2, which is RFC 6962's tree with the algorithm written out.
-    """
-    if not 0 <= index < size:
-        return False
-    position, last = index, size - 1
-    for sibling in proof:
-        if last == 0:
-            return False
-        if position % 2 or position == last:
-            hash_ = node_hash(sibling, hash_)
-            while position and not position % 2:
-                position, last = position >> 1, last >> 1
-        else:
-            hash_ = node_hash(hash_, sibling)
-        position, last = position >> 1, last >> 1
-    return last == 0 and hash_ == expected
-
-
 def root_of_last(hash_: bytes, index: int, proof: Sequence[bytes]) -> bytes:
     """The root of the tree whose last leaf is ``hash_``, at ``index``, if ``proof`` is its path.
 

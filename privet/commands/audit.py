@@ -46,12 +46,11 @@ def _opened(path: Path, trust_file: Path | None) -> tuple[Bundle, Trust | None, 
 
 
 def _finish(
-    verdict: Verdict | bool, format_: Format, data: dict[str, Any], text: Callable[[], None]
+    authenticated: bool, format_: Format, data: dict[str, Any], text: Callable[[], None]
 ) -> None:
     """Print the result; then fail, with exit code 12, if nobody vouched for the bundle."""
     from common.errors import UnauthenticatedError
 
-    authenticated = verdict if isinstance(verdict, bool) else verdict.authenticated
     if authenticated or format_ is Format.text:
         output.show(format_, data, text)
     if not authenticated:
@@ -72,7 +71,7 @@ def verify_bundle(
     _, _, verdict = _opened(bundle, trust)
     recomputed = _headline(verdict)
     data = {**verdict.json(), "recomputed": recomputed.json() if recomputed else None}
-    _finish(verdict, format_, data, lambda: _print_verdict(data))
+    _finish(verdict.authenticated, format_, data, lambda: _print_verdict(data))
 
 
 def _headline(verdict: Verdict) -> Any:
@@ -131,7 +130,7 @@ def write_receipt(
     def text() -> None:
         print(f"{receipt.words(delta, trusted)}\nreceipt  {out}, {len(data)} bytes")
 
-    _finish(verdict, format_, found, text)
+    _finish(verdict.authenticated, format_, found, text)
 
 
 @app.command("check-receipt")
@@ -143,7 +142,8 @@ def check_receipt(
     quiet: QuietOption = False,
 ) -> None:
     """Check one client's receipt, offline. Exit code 12 without --trust."""
-    from audit.receipt import read, verdict
+    from audit.receipt import read
+    from audit.wording import called
     from common.bundle import Trust
     from common.errors import InputError
 
@@ -152,7 +152,7 @@ def check_receipt(
     trusted = Trust.read(trust) if trust else None
     found = read(receipt)
     found.check(trusted)
-    data = {"verdict": verdict(trusted), **found.json(delta)}
+    data = {"verdict": called(trusted is not None), **found.json(delta)}
     _finish(trusted is not None, format_, data, lambda: print(found.words(delta, trusted)))
 
 
@@ -168,7 +168,7 @@ def recompute_bundle(
 
     _, _, verdict = _opened(bundle, trust)
     again = recompute_all(verdict)
-    _finish(verdict, format_, again.json(), lambda: _print_recomputation(again))
+    _finish(verdict.authenticated, format_, again.json(), lambda: _print_recomputation(again))
 
 
 def _print_recomputation(again: Recomputation) -> None:
@@ -209,7 +209,7 @@ def explain_bundle(
     _, _, verdict = _opened(bundle, trust)
     _headline(verdict)  # refuses a headline that PLD does not give
     explained = explain(verdict)
-    _finish(verdict, format_, explained.json(), lambda: print(explained.text()))
+    _finish(verdict.authenticated, format_, explained.json(), lambda: print(explained.text()))
 
 
 @app.command("report")
@@ -268,7 +268,9 @@ def write_report(
             f"statement  {statement}",
             f"auditor    {key.public.fingerprint}{'  (a new key)' if new else ''}",
         ]
-    _finish(verdict, format_, data, lambda: print("\n".join([data["verdict"], *lines])))
+    _finish(
+        verdict.authenticated, format_, data, lambda: print("\n".join([data["verdict"], *lines]))
+    )
 
 
 def _software() -> dict[str, str]:

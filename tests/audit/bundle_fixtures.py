@@ -13,14 +13,21 @@ from typing import Any
 from common.bundle import Bundle, Trust
 from common.canonical import digest, encode, number
 from common.data.schema import Schema
-from common.keys import Identity, SigningKey
+from common.keys import Identity, PublicKey, SigningKey
 from common.ledger import Entry, Head, Kind, SignedHead
 from common.ledger.entry import spent_json
 from common.ledger.head import CLIENT, COORDINATOR
 from common.plan import Cohort, Optimizer, Plan, Privacy, Release
 from common.privacy.accountant import ORDERS
 from common.privacy.events import Event
-from common.statement import INTOTO_TYPE, PLAN_TYPE, Envelope, privacy_statement
+from common.statement import (
+    AUDIT_PREDICATE,
+    INTOTO_TYPE,
+    PLAN_TYPE,
+    Envelope,
+    privacy_statement,
+    read_statement,
+)
 
 Json = dict[str, Any]
 
@@ -253,3 +260,9 @@ def rewrite(path: Path, name: str, data: bytes) -> None:
     manifest = json.loads((path / "bundle.json").read_bytes())
     manifest["files"][name] = digest(data)
     (path / "bundle.json").write_bytes(encode(manifest))
+
+
+def read_attestation(data: bytes, auditor: PublicKey) -> tuple[dict[str, str], Json]:
+    """Subjects and predicate of an auditor's statement, as whoever knows the key reads it."""
+    payload = Envelope.decode(data).verify(INTOTO_TYPE, [auditor])
+    return read_statement(payload, AUDIT_PREDICATE, "audit statement")

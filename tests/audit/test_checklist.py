@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from audit.attest import attest, read_attestation
+from audit.attest import attest
 from audit.checklist import Item, approved_codes, checklist, fields
 from audit.recompute import Recomputation, recompute_all
 from audit.verify import Verdict, check
@@ -18,7 +18,16 @@ from common.errors import TrustError, UnauthenticatedError
 from common.keys import SigningKey
 from common.statement import INTOTO_TYPE, Envelope, read_privacy_statement
 
-from .bundle_fixtures import DELTA, PLAN, ROUNDS, STEPS, World, exact_epsilon, trust_in
+from .bundle_fixtures import (
+    DELTA,
+    PLAN,
+    ROUNDS,
+    STEPS,
+    World,
+    exact_epsilon,
+    read_attestation,
+    trust_in,
+)
 
 AUDITOR = SigningKey.from_seed(b"u" * 32)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,10 @@ from common.ledger import merkle
 from common.ledger.merkle import (
     EMPTY,
     consistency_proof,
-    includes,
     inclusion_proof,
     is_consistent,
     leaf_hash,
+    node_hash,
     prefix_roots,
     root,
     root_of_last,
@@ -64,6 +65,27 @@ def test_the_proofs_are_those_of_the_reference_code() -> None:
         "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
         "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
     ]
+
+
+def includes(hash_: bytes, index: int, size: int, proof: Sequence[bytes], expected: bytes) -> bool:
+    """Whether ``proof`` shows leaf hash ``hash_`` at ``index`` of the tree ``expected``.
+
+    RFC 9162, section 2.1.3.2, which is RFC 6962's tree with the algorithm written out.
+    """
+    if not 0 <= index < size:
+        return False
+    position, last = index, size - 1
+    for sibling in proof:
+        if last == 0:
+            return False
+        if position % 2 or position == last:
+            hash_ = node_hash(sibling, hash_)
+            while position and not position % 2:
+                position, last = position >> 1, last >> 1
+        else:
+            hash_ = node_hash(hash_, sibling)
+        position, last = position >> 1, last >> 1
+    return last == 0 and hash_ == expected
 
 
 @pytest.mark.parametrize("size", range(1, 34))

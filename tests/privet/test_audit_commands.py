@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from audit.attest import read_attestation
 from common.canonical import digest
 from common.keys import KeyDirectory
 from privet.cli import run
-from tests.audit.bundle_fixtures import World, files, trust_in
+from tests.audit.bundle_fixtures import World, files, read_attestation, trust_in
 
 Capture = pytest.CaptureFixture[str]
+FIRST = World().identity(0).pseudonym
 COMMANDS = ["verify", "recompute", "explain", "report"]
 
 
@@ -185,3 +185,43 @@ def test_a_page_that_cannot_be_written_is_an_error_and_not_a_bug(
 ) -> None:
     shutil.copy(folder / "trust.json", folder / "file")
     assert call(capsys, "report", "bundle", *TRUST, "--out", "file/page.html")[0] == 1
+
+
+# -- receipts ------------------------------------------------------------------------------------
+
+
+def test_a_receipt_is_written_and_checked_by_the_fingerprints_alone(
+    capsys: Capture, folder: Path
+) -> None:
+    code, written = call(capsys, "receipt", "bundle", "--client", FIRST, *TRUST)
+    assert (code, written["client"], written["entries"]) == (0, FIRST, 6)
+    file = folder / "spend.receipt"
+    assert file.stat().st_size == written["bytes"] <= 1024
+    shutil.rmtree(folder / "bundle")
+    code, checked = call(capsys, "check-receipt", "spend.receipt", *TRUST)
+    assert (code, checked["verdict"]) == (0, "verified")
+    assert checked["epsilon_filter"] == written["epsilon_filter"] > 0
+    code, text, _ = said(capsys, "check-receipt", "spend.receipt", *TRUST)
+    assert code == 0
+    assert "signed by the client and the coordinator" in text
+
+
+def test_a_receipt_by_keys_of_its_own_is_unauthenticated_and_a_damaged_one_wrong(
+    capsys: Capture, folder: Path
+) -> None:
+    assert call(capsys, "receipt", "bundle", "--client", FIRST)[0] == 12
+    code, text, _ = said(capsys, "check-receipt", "spend.receipt")
+    assert (code, text.splitlines()[0]) == (12, "self-consistent, unauthenticated")
+    data = (folder / "spend.receipt").read_bytes()
+    (folder / "spend.receipt").write_bytes(data[:-1])
+    assert call(capsys, "check-receipt", "spend.receipt", *TRUST)[0] == 11
+    assert call(capsys, "check-receipt", "absent", *TRUST)[0] == 4
+    assert call(capsys, "check-receipt", "spend.receipt", "--delta", "1")[0] == 4
+
+
+def test_a_client_that_the_bundle_does_not_hold_has_no_receipt(
+    capsys: Capture, folder: Path
+) -> None:
+    code, error = call(capsys, "receipt", "bundle", "--client", "nobody", *TRUST)
+    assert (code, error["code"]) == (4, "no-such-client")
+    assert not (folder / "spend.receipt").exists()
