@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-NAMES = ("aggregation", "audit", "audit_test", "byzantine", "device", "dpsgd", "grid")
+NAMES = (
+    "aggregation",
+    "audit",
+    "audit_test",
+    "byzantine",
+    "compression",
+    "device",
+    "dpsgd",
+    "grid",
+)
 
 if __name__ == "__main__":
     for name in NAMES:

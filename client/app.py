@@ -49,8 +49,12 @@ def train(message: Message, context: Context) -> Message:
         record = message.content.array_records["arrays"]
         arrays = {name: from_npy(array.data) for name, array in record.items()}
         answer = client.answer(_envelope(message, "request"), arrays)
+        receipt = ConfigRecord({"envelope": answer.receipt})
+        if isinstance(answer.update, bytes):
+            coded = ConfigRecord({"coded": answer.update})
+            return RecordDict({"update": coded, "receipt": receipt})
         update = ArrayRecord({name: Array(value) for name, value in answer.update.items()})
-        return RecordDict({"update": update, "receipt": ConfigRecord({"envelope": answer.receipt})})
+        return RecordDict({"update": update, "receipt": receipt})
 
     return _reply(message, context, work)
 

@@ -12,6 +12,7 @@ directory.
     rows.npy       which places in it are this client's (simulations share one source)
     plans/         approved plans, as the coordinator signed them
     outbox/        the last update, as it was disclosed
+    kept/          what a run's next round starts from, where its plan has such a thing
 """
 
 from __future__ import annotations
@@ -77,6 +78,10 @@ class Home:
     @property
     def outbox(self) -> Path:
         return self.path / "outbox"
+
+    @property
+    def kept(self) -> Path:
+        return self.path / "kept"
 
     @property
     def rows(self) -> Path:

@@ -16,8 +16,10 @@ from pathlib import Path
 from client.approval import approved_plans, what_is_bound
 from client.guard import Admission, check_seen, judge, latest_approval, read_request
 from client.home import Home, version_of
+from client.kept import Kept
 from client.records import TrainingSet, engine_of, network_of, records_for_round
 from common import durable
+from common.compression import Codec, codec_for
 from common.errors import InputError, PlanError, Refusal, TrustError
 from common.keys import Identity
 from common.ledger import Entry, Head, Kind, Ledger, merkle
@@ -33,7 +35,8 @@ from common.wire import (
     Receipt,
     RollCall,
     RoundRequest,
-    digest_arrays,
+    Update,
+    digest_update,
     head_in,
     pack_arrays,
     unpack_arrays,
@@ -46,7 +49,7 @@ log = logging.getLogger("privet.client")
 class Answer:
     """What leaves the client: an update, and a signed :class:`~common.wire.Receipt`."""
 
-    update: Arrays
+    update: Update
     receipt: bytes
 
 
@@ -59,6 +62,7 @@ class Client:
         self._plans: dict[str, Plan] = {}
         self._plans_version: tuple[int, ...] | None = None
         self._records: dict[str, TrainingSet] = {}
+        self._kept = Kept(home.kept)
         self._approved()
         self._clean_outbox()
 
@@ -82,12 +86,15 @@ class Client:
         with self._ledger.locked():
             admission = self._judge(request, arrays)
             if admission.answered is not None:
-                return self._again(admission.request, admission.answered)
+                return self._again(admission, admission.answered)
             intent = admission.begun or self._ledger.append(
                 self.home.federation, Kind.INTENT, admission.intent
             )
+            kept = self._kept.read(
+                self._ledger.chain(self.home.federation), request.plan, request.run
+            )
         update = self._train(admission, arrays)
-        return self._disclose(admission.request, intent, update)
+        return self._disclose(admission, intent, update, kept)
 
     def answer_closing(self, envelope: bytes) -> bytes:
         """Store the coordinator's countersignature of a run's end, once, and say so.
@@ -180,35 +187,45 @@ class Client:
             return Stream.cryptographic()
         return Stream.simulated(self.home.seed, plan.digest, self.home.client, round_)
 
-    def _disclose(self, request: RoundRequest, intent: Entry, update: Arrays) -> Answer:
+    def _disclose(
+        self, admission: Admission, intent: Entry, trained: Arrays, kept: Arrays
+    ) -> Answer:
+        request, codec = admission.request, self._codec(admission.plan)
+        update, keep = codec.encode(trained, kept) if codec else (trained, {})
         file = self._outbox_file(request)
         with self._ledger.locked():
             # Another process of this client may have finished the same seeded round meanwhile.
             chain = self._ledger.chain(self.home.federation)
             for entry in chain:
                 if entry.kind is Kind.DISCLOSURE and entry.body["intent"] == intent.seq:
-                    return self._again(request, entry)
-            durable.replace(file, pack_arrays(update), mode=0o600)
+                    return self._again(admission, entry)
+            if keep:
+                self._kept.write(request, keep)
+            data = update if isinstance(update, bytes) else pack_arrays(update)
+            durable.replace(file, data, mode=0o600)
             spent = spent_json(chain, intent.body["spent"]["order"])
-            body = {"intent": intent.seq, "update": digest_arrays(update), "spent": spent}
+            body = {"intent": intent.seq, "update": digest_update(update), "spent": spent}
             self._ledger.append(self.home.federation, Kind.DISCLOSURE, body)
             for older in self.home.outbox.glob("*.update"):
                 if older != file:
                     older.unlink(missing_ok=True)
+            self._kept.forget(self._ledger.chain(self.home.federation))
         return self._sign(request, intent, update)
 
-    def _again(self, request: RoundRequest, disclosure: Entry) -> Answer:
+    def _again(self, admission: Admission, disclosure: Entry) -> Answer:
         """The bytes that were disclosed before; if they are gone, the round is forfeited."""
+        request = admission.request
         try:
-            update = unpack_arrays(self._outbox_file(request).read_bytes())
+            data = self._outbox_file(request).read_bytes()
         except FileNotFoundError as error:
             raise Refusal("answered before, and the answer is gone", code="forfeited") from error
-        if digest_arrays(update) != disclosure.body["update"]:
+        update: Update = data if admission.plan.compression else unpack_arrays(data)
+        if digest_update(update) != disclosure.body["update"]:
             raise Refusal("the stored answer is not what was disclosed", code="ledger-unusable")
         chain = self._ledger.chain(self.home.federation)
         return self._sign(request, chain[disclosure.body["intent"]], update)
 
-    def _sign(self, request: RoundRequest, intent: Entry, update: Arrays) -> Answer:
+    def _sign(self, request: RoundRequest, intent: Entry, update: Update) -> Answer:
         head, proof = self._head(request.entries)
         receipt = Receipt(
             client=self.home.client,
@@ -216,7 +233,7 @@ class Client:
             round=request.round,
             request=request.digest,
             intent=intent.digest,
-            update=digest_arrays(update),
+            update=digest_update(update),
             entries=head.entries,
             root=head.root,
             signature=head.sign(self.identity.key),
@@ -242,6 +259,9 @@ class Client:
         parameters = network_of(self.home, plan).named_parameters()
         return {name: tuple(value.shape) for name, value in parameters}
 
+    def _codec(self, plan: Plan) -> Codec | None:
+        return codec_for(plan.compression, self._shapes(plan), plan.optimizer.update_bound)
+
     def _outbox_file(self, request: RoundRequest) -> Path:
         return self.home.outbox / f"{request.digest}.update"
 
@@ -258,6 +278,7 @@ class Client:
             for file in self.home.outbox.iterdir():
                 if file.name not in kept:
                     file.unlink(missing_ok=True)
+            self._kept.forget(chain)
 
 
 def _closing(envelope: bytes, home: Home) -> Closing:

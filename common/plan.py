@@ -15,6 +15,7 @@ from functools import cached_property
 from common.aggregation import FEDAVG, Aggregation
 from common.canonical import Json, digest, encode, number
 from common.cohort import Cohort, Stopping
+from common.compression import Compression
 from common.config import Table, open_digested
 from common.data.schema import Schema
 from common.errors import PlanError
@@ -275,6 +276,7 @@ class Plan:
     privacy: Privacy
     release: Release
     stopping: Stopping | None = None
+    compression: Compression | None = None
 
     def event(self) -> Event:
         """The whole declared plan, as it falls on a record of a client that is in every round."""
@@ -313,6 +315,8 @@ class Plan:
         }
         if self.stopping:
             document["stopping"] = self.stopping.json()
+        if self.compression:
+            document["compression"] = self.compression.json()
         return document
 
     @classmethod
@@ -339,6 +343,9 @@ class Plan:
             privacy=Privacy.read(table.table("privacy"), rounds),
             release=_read_release(table.table("release")),
             stopping=Stopping.read(table.table("stopping")) if table.has("stopping") else None,
+            compression=(
+                Compression.read(table.table("compression")) if table.has("compression") else None
+            ),
         )
         table.done()
         return plan

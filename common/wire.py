@@ -48,6 +48,7 @@ _HEX64 = re.compile(r"[0-9a-f]{64}")
 _HEX128 = re.compile(r"[0-9a-f]{128}")
 
 Arrays = dict[str, NDArray[np.float32]]
+Update = Arrays | bytes  # as it travels: plain, or in the plan's coding
 
 
 class _Document:
@@ -173,7 +174,7 @@ class Receipt(_Document):
     Args:
         request: :attr:`RoundRequest.digest`.
         intent: digest of the ledger entry that was fsynced before the noise was drawn.
-        update: :func:`digest_arrays` of the update.
+        update: :func:`digest_update` of the update as it left.
         entries, root: the client's ledger head in this federation, this round included.
         signature: the client's own, over that :class:`~common.ledger.head.Head`.
         consistency: proof that the head in the request is a prefix of this one.
@@ -234,6 +235,13 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
         hasher.update(encode(header) + b"\n")
         hasher.update(little.data if little.size else b"")
     return hasher.hexdigest()
+
+
+def digest_update(update: Mapping[str, NDArray[Any]] | bytes) -> str:
+    """SHA-256 that binds an update as it travels: arrays, or the very bytes of a coded one."""
+    if isinstance(update, bytes):
+        return hashlib.sha256(b"privet/coded-update/v1\n" + update).hexdigest()
+    return digest_arrays(update)
 
 
 def from_npy(data: bytes) -> NDArray[np.float32]:

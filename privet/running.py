@@ -36,6 +36,7 @@ from server.app import coordinate
 from server.home import ServerHome
 from server.release.release import MODEL, WEIGHTS
 from server.rounds import RoundReport
+from server.status import traffic
 from simulations.experiment import Experiment
 from simulations.flower import run_with_flower
 from simulations.grid import InProcessGrid
@@ -240,6 +241,10 @@ def _summary(
             "test": experiment.binding.test,
             "rounds_changed": sum(bool(line["changed"]) for line in metrics),
             "replies_dropped": sum(len(line["dropped"]) for line in metrics),
+        },
+        "traffic": {
+            "compression": plan.compression.method if plan.compression else "none",
+            **traffic(metrics),
         },
         "device": {**device, "verified": True, "version": published.version},
         "privacy": {

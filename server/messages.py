@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from common.errors import TrustError
-from common.wire import MAX_ENVELOPE_BYTES, Arrays, from_npy
+from common.wire import MAX_ENVELOPE_BYTES, Arrays, Update, from_npy
 from server.aggregation.validate import Rejected
 
 REFUSAL = re.compile(r"[a-z-]{1,64}")
@@ -21,10 +21,17 @@ REFUSAL = re.compile(r"[a-z-]{1,64}")
 
 @dataclass(frozen=True)
 class Reply:
-    """A client's answer, decoded: an update and its receipt, neither verified yet."""
+    """A client's answer: an update and its receipt, neither verified yet.
 
-    update: Arrays
+    Args:
+        update: arrays, or the bytes of a coded update, of the right number.
+        receipt: the envelope.
+        size: bytes that the update came in.
+    """
+
+    update: Update
     receipt: bytes
+    size: int
 
 
 def roll_call(envelope: bytes, nodes: Iterable[int], group: str) -> list[Message]:
@@ -80,28 +87,51 @@ def read_closed(message: Message) -> bytes:
     return _envelope(message, "closed")
 
 
-def read_reply(message: Message, limit: int) -> Reply:
+def read_reply(message: Message, limit: int, *, coded: bool = False) -> Reply:
     """The update and receipt in an answer to a round request.
 
     Args:
-        limit: greatest number of bytes that the update's arrays may have together.
+        limit: greatest number of bytes that the update's arrays may have together; the very
+            number of bytes of a coded one.
+        coded: whether the plan has updates coded.
 
     Raises:
         Rejected: an error, a refusal (with the client's code), or malformed content.
     """
     receipt = _envelope(message, "receipt")
-    record = message.content.array_records.get("update")
-    if record is None:
-        raise Rejected("no update", code="malformed")
     if len(message.content) > 2:
         # Such as a weight or a metric: nobody agreed to it, and no account covers it.
         raise Rejected("more than an update and a receipt", code="malformed")
-    if sum(len(array.data) for array in record.values()) > limit:
+    if coded:
+        data = _coded(message, limit)
+        return Reply(data, receipt, len(data))
+    record = message.content.array_records.get("update")
+    if record is None:
+        raise Rejected("no update", code="malformed")
+    size = sum(len(array.data) for array in record.values())
+    if size > limit:
         raise Rejected("the update is larger than the model", code="too-large")
     try:
-        return Reply({name: from_npy(array.data) for name, array in record.items()}, receipt)
+        return Reply({name: from_npy(array.data) for name, array in record.items()}, receipt, size)
     except TrustError as error:
         raise Rejected(str(error), code="malformed") from error
+
+
+def _coded(message: Message, size: int) -> bytes:
+    """The bytes of a coded update, of which nothing is read before their number is right."""
+    record = message.content.config_records.get("update")
+    value = record.get("coded") if record is not None and len(record) == 1 else None
+    if not isinstance(value, bytes):
+        raise Rejected("no coded update", code="malformed")
+    if len(value) != size:
+        code = "too-large" if len(value) > size else "malformed"
+        raise Rejected(f"a coded update of {len(value)} bytes, not {size}", code=code)
+    return value
+
+
+def bytes_of(arrays: Arrays) -> int:
+    """How many bytes an update like these arrays travels in when it is not coded."""
+    return sum(len(Array(value).data) for value in arrays.values())
 
 
 def _envelope(message: Message, name: str) -> bytes:

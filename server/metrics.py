@@ -40,6 +40,7 @@ class Metrics:
         self._outcomes: Counter[str] = Counter({"changed": 0, "unchanged": 0})
         self._replies: Counter[str] = Counter({"valid": 0})
         self._strays: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter({"coded": 0, "uncompressed": 0})
         self._seconds = 0.0
         self._accuracy: float | None = None
 
@@ -56,6 +57,7 @@ class Metrics:
         codes: Mapping[str, int],
         strays: Mapping[str, int],
         accuracy: float | None,
+        received: Mapping[str, int],
     ) -> None:
         """A round has ended.
 
@@ -65,6 +67,7 @@ class Metrics:
             codes: how many replies had which code; ``valid`` for those that counted.
             strays: answers to nothing that was asked then, by kind.
             accuracy: on the public test set.
+            received: bytes of valid updates, as ``coded`` and ``uncompressed``.
         """
         with self._lock:
             self._outcomes["changed" if changed else "unchanged"] += 1
@@ -72,6 +75,7 @@ class Metrics:
             for code, number in codes.items():
                 self._replies[public_code(code)] += number
             self._strays.update(strays)
+            self._bytes.update(received)
             self._accuracy = accuracy
 
     def text(self) -> str:
@@ -105,6 +109,12 @@ class Metrics:
                     "counter",
                     "Replies that answered nothing that was asked, by kind.",
                     _by("kind", self._strays),
+                ),
+                (
+                    "privet_update_bytes_total",
+                    "counter",
+                    "Bytes of updates that counted: as they came, and as they would uncompressed.",
+                    _by("kind", self._bytes),
                 ),
                 ("privet_clients_enrolled", "gauge", "Clients enrolled.", _one(self._enrolled)),
                 ("privet_clients_present", "gauge", "Clients that are there.", _one(self._present)),

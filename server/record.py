@@ -35,6 +35,8 @@ class RoundReport:
         duplicates: replies to what had been answered already.
         accuracy: on the public test set, in [0, 1]; None if there is none.
         seconds: wall time.
+        update_bytes: that the updates of the valid replies came in; receipts and framing left out.
+        uncompressed_bytes: that they would have come in without ``[plan.compression]``.
     """
 
     round: int
@@ -47,6 +49,8 @@ class RoundReport:
     duplicates: int
     accuracy: float | None
     seconds: float
+    update_bytes: int = 0
+    uncompressed_bytes: int = 0
 
 
 class Record:
@@ -121,6 +125,7 @@ class Record:
             codes=Counter(code or "valid" for code in outcomes.values()),
             strays={"late": report.late, "duplicate": report.duplicates},
             accuracy=report.accuracy,
+            received={"coded": report.update_bytes, "uncompressed": report.uncompressed_bytes},
         )
 
     def stand(self, round_: int, present: int, suspended: int) -> None:

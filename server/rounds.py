@@ -18,16 +18,17 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.canonical import Json
+from common.compression import codec_for
 from common.errors import BudgetError, InputError, NetworkError
 from common.ledger import Head
 from common.wire import Arrays, RoundRequest, digest_arrays
 from server.aggregation.rules import advance, rule_for
-from server.aggregation.validate import Expected, Rejected, check_reply
+from server.aggregation.validate import Expected, Rejected, open_reply
 from server.checkpoint import ALL_ROUNDS, BUDGET_USED, NO_IMPROVEMENT, Checkpoint, CheckpointStore
 from server.events import public_code
 from server.heads import close, head_json, seen_of
 from server.home import ServerHome
-from server.messages import read_reply, round_requests
+from server.messages import bytes_of, read_reply, round_requests
 from server.metrics import Metrics
 from server.nodes import DUPLICATE, LATE, Clock, Nodes
 from server.record import Record, RoundReport
@@ -82,7 +83,12 @@ class RoundLoop:
         metrics = metrics or Metrics(home.run, self._plan.rounds, len(home.members))
         self._record = Record(home, metrics)
         self._shapes = {name: array.shape for name, array in initial.items()}
+        optimizer = self._plan.optimizer
+        self._codec = codec_for(self._plan.compression, self._shapes, optimizer.update_bound)
         self._limit = sum(array.nbytes + 1024 for array in initial.values())
+        if self._codec:
+            self._limit = self._codec.size
+        self._plain_bytes, self._bytes = bytes_of(initial), 0
         self._settings = home.settings()
         self._store = CheckpointStore(
             home.checkpoints,
@@ -207,6 +213,7 @@ class RoundLoop:
             incarnation, round_, {client: request.nonce for client, request in requests.items()}
         )
         self._rule.begin()
+        self._bytes = 0
         self._record.begin(round_, asked=len(cohort), present=len(nodes), again=bool(under_way))
         dropped = dict[str, str]()
         heads = dict(self._state.heads)
@@ -236,7 +243,7 @@ class RoundLoop:
         self._finish(round_, began, heads, dropped, asked)
 
     def _accept(self, message: Message, client: str, request: RoundRequest) -> Json:
-        reply = read_reply(message, self._limit)
+        reply = read_reply(message, self._limit, coded=self._codec is not None)
         expected = Expected(
             client=client,
             key=self._home.members[client].key,
@@ -244,9 +251,11 @@ class RoundLoop:
             request=request,
             shapes=self._shapes,
             bound=self._plan.optimizer.update_bound,
+            codec=self._codec,
         )
-        receipt = check_reply(expected, reply.update, reply.receipt)
-        self._rule.add(client, reply.update)
+        receipt, update = open_reply(expected, reply.update, reply.receipt)
+        self._rule.add(client, update)
+        self._bytes += reply.size
         return head_json(receipt)
 
     def _finish(
@@ -272,6 +281,8 @@ class RoundLoop:
             duplicates=strays[DUPLICATE],
             accuracy=self._score(model) if self._score else None,
             seconds=round(self._clock.now() - began, 3),
+            update_bytes=self._bytes,
+            uncompressed_bytes=self._rule.count * self._plain_bytes,
         )
         before = self._state.standing
         self._state = self._judge(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.canonical import Json
@@ -47,6 +47,7 @@ def status(home: ServerHome) -> Json:
         },
         "replies": _replies(metrics),
         "rates": _rates(metrics),
+        "traffic": traffic(metrics),
         "accuracy": metrics[-1]["accuracy"] if metrics else None,
         "clients": _clients(home, checkpoint.heads if checkpoint else {}, log, done),
         "suspended": suspended(home),
@@ -103,6 +104,24 @@ def _rates(metrics: list[dict[str, Any]]) -> Json:
         "valid_share": (
             round(sum(line["valid"] for line in metrics) / asked, 4) if asked else None
         ),
+    }
+
+
+def traffic(metrics: Sequence[Mapping[str, Any]]) -> Json:
+    """What valid updates weighed: bytes in all and a reply, and how many times less than plain.
+
+    Lines of earlier versions do not say; what no line says is None.
+    """
+    told = [line for line in metrics if line.get("update_bytes")]
+    came = sum(line["update_bytes"] for line in told)
+    plain = sum(line["uncompressed_bytes"] for line in told)
+    replies = sum(line["valid"] for line in told)
+    return {
+        "update_bytes": came,
+        "uncompressed_bytes": plain,
+        "bytes_per_reply": round(came / replies, 1) if replies else None,
+        "uncompressed_per_reply": round(plain / replies, 1) if replies else None,
+        "ratio": round(plain / came, 3) if came else None,
     }
 
 

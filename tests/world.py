@@ -30,7 +30,16 @@ from common.plan import Cohort, Optimizer, Plan, Privacy, Release
 from common.policy import Policy
 from common.privacy.filter import Budget
 from common.statement import PLAN_TYPE, Envelope
-from common.wire import Arrays, Closed, Closing, Receipt, RoundRequest, digest_arrays
+from common.wire import (
+    Arrays,
+    Closed,
+    Closing,
+    Receipt,
+    RoundRequest,
+    Update,
+    digest_arrays,
+    digest_update,
+)
 from server.home import Member
 
 COORDINATOR = SigningKey.from_seed(b"\x01" * 32)
@@ -272,14 +281,14 @@ class FakeClient:
             "consistency": tuple(h.hex() for h in merkle.consistency_proof(self.leaves, before)),
         }
 
-    def receipt(self, request: RoundRequest, update: Arrays, /, **changes: Any) -> bytes:
+    def receipt(self, request: RoundRequest, update: Update, /, **changes: Any) -> bytes:
         receipt = Receipt(
             client=self.name,
             plan=request.plan,
             round=request.round,
             request=request.digest,
             intent="1" * 64,
-            update=digest_arrays(update),
+            update=digest_update(update),
             **self.head(request.entries),
         )
         return replace(receipt, **changes).sign(self.key)

@@ -99,6 +99,11 @@ def _print_status(data: dict[str, Any]) -> None:
             f"rates      {rates['rounds_per_hour']:g} rounds an hour, "
             f"{rates['seconds_per_round']:g} s a round"
         )
+    if (weight := data["traffic"])["bytes_per_reply"] is not None:
+        print(
+            f"traffic    {weight['bytes_per_reply']:,.0f} bytes an update, "
+            f"{weight['uncompressed_per_reply']:,.0f} uncompressed ({weight['ratio']:.3g} x)"
+        )
     if data["accuracy"] is not None:
         print(f"accuracy   {100 * data['accuracy']:.2f} %")
     if data["spent"]:

@@ -75,6 +75,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("noise", ", ".join(privacy["noise"]) + _protects_nobody(summary)),
         ("signatures", f"verified by the device: {model['name']} version {device['version']}"),
         ("size", f"{model['onnx_bytes'] / 1024:.1f} KiB (ONNX)"),
+        ("update, each reply", _traffic(summary["traffic"])),
         ("latency, p50", f"{device['latency_p50_us']:.0f} µs a prediction"),
         ("time", f"{summary['timing']['total_s']:.1f} s for {summary['rounds']} rounds"),
     ):
@@ -91,6 +92,13 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _percent(share: float | None) -> str:
     return "no test set" if share is None else f"{100 * share:.2f} %"
+
+
+def _traffic(traffic: dict[str, Any]) -> str:
+    size = f"{traffic['bytes_per_reply'] / 1024:,.1f} KiB"
+    if traffic["compression"] == "none":
+        return size
+    return f"{size} ({traffic['compression']}: {traffic['ratio']:.3g} times less than uncompressed)"
 
 
 def _protects_nobody(summary: dict[str, Any]) -> str:

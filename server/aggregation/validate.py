@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.compression import Codec
 from common.errors import TrustError
 from common.keys import PublicKey
 from common.ledger import Head, merkle
-from common.wire import Arrays, Closed, Receipt, RoundRequest, digest_arrays, head_in
+from common.wire import Arrays, Closed, Receipt, RoundRequest, Update, digest_update, head_in
 
 
 class Rejected(TrustError):
@@ -36,6 +37,7 @@ class Expected:
         request: what was sent.
         shapes: the model's parameter shapes by name.
         bound: greatest absolute value of a coordinate.
+        codec: of the plan's compression; None: updates travel as they are.
     """
 
     client: str
@@ -44,10 +46,49 @@ class Expected:
     request: RoundRequest
     shapes: Mapping[str, tuple[int, ...]]
     bound: float
+    codec: Codec | None = None
+
+
+def open_reply(expected: Expected, update: Update, envelope: bytes) -> tuple[Receipt, Arrays]:
+    """The receipt and the update of a reply that counts, coded or not.
+
+    A receipt is for the bytes that left, so those of a coded update are compared with it before any
+    of them is decoded; what comes out passes the same checks as an update that was never coded.
+
+    Raises:
+        Rejected: as :func:`check_reply`.
+    """
+    codec = expected.codec
+    if codec is None or not isinstance(update, bytes):
+        if codec is not None or isinstance(update, bytes):
+            raise Rejected("not in the plan's coding", code="malformed")
+        return check_reply(expected, update, envelope), update
+    receipt = check_receipt(expected, envelope)
+    if digest_update(update) != receipt.update:
+        raise Rejected("the receipt is for other bytes", code="wrong-update")
+    try:
+        decoded = codec.decode(update)
+    except TrustError as error:
+        raise Rejected(str(error), code=error.code) from error
+    check_update(decoded, expected.shapes, expected.bound)
+    return receipt, decoded
 
 
 def check_reply(expected: Expected, update: Arrays, envelope: bytes) -> Receipt:
-    """The receipt of a reply that counts.
+    """The receipt of a reply that counts, with an update that is not coded.
+
+    Raises:
+        Rejected: says which check failed, first one first.
+    """
+    receipt = check_receipt(expected, envelope)
+    check_update(update, expected.shapes, expected.bound)
+    if digest_update(update) != receipt.update:
+        raise Rejected("the receipt is for other bytes", code="wrong-update")
+    return receipt
+
+
+def check_receipt(expected: Expected, envelope: bytes) -> Receipt:
+    """A receipt by the client that was asked, for what it was asked, from the ledger it had.
 
     Raises:
         Rejected: says which check failed, first one first.
@@ -61,9 +102,6 @@ def check_reply(expected: Expected, update: Arrays, envelope: bytes) -> Receipt:
     if answered != (expected.client, request.plan, request.round, request.digest):
         raise Rejected("the receipt answers another request", code="wrong-request")
     check_head(receipt, expected.seen, expected.key)
-    check_update(update, expected.shapes, expected.bound)
-    if digest_arrays(update) != receipt.update:
-        raise Rejected("the receipt is for other bytes", code="wrong-update")
     return receipt
 
 

@@ -106,6 +106,14 @@ SUMMARY: dict[str, Any] = {
         "verified": True,
         "version": 3,
     },
+    "traffic": {
+        "compression": "int8",
+        "update_bytes": 6_000,
+        "uncompressed_bytes": 24_000,
+        "bytes_per_reply": 2_000.0,
+        "uncompressed_per_reply": 8_000.0,
+        "ratio": 4.0,
+    },
     "model": {"architecture": "softmax", "safetensors_bytes": 2736, "onnx_bytes": 3344},
     "timing": {"prepare_s": 1.0, "rounds_s": 2.0, "release_s": 3.0, "total_s": 6.0},
 }

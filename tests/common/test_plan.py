@@ -11,6 +11,7 @@ import pytest
 
 from common.aggregation import AGGREGATIONS, SETTINGS, Aggregation
 from common.canonical import encode
+from common.compression import Compression
 from common.config import Table, read_toml
 from common.data.schema import Column, Schema
 from common.errors import PlanError
@@ -204,17 +205,21 @@ def test_the_digest_changes_with_every_field(read) -> None:
         )),
         {"release": Release("other")},
         *({"stopping": s} for s in (Stopping(3), Stopping(4), Stopping(3, 0.01))),
+        *({"compression": Compression(*c)} for c in (
+            ("fp16",), ("int8",), ("top-k", 0.01), ("top-k", 0.02),
+        )),
     ]  # fmt: skip
     digests = {plan.digest, *(replace(plan, **part).digest for part in parts)}
     assert len(digests) == len(parts) + 1
     # Every field of every part is in the list above.
     for kind, count in (
-        (Plan, 10),
+        (Plan, 11),
         (Cohort, 4),
         (Optimizer, 14),
         (Privacy, 8),
         (Release, 1),
         (Stopping, 2),
+        (Compression, 2),
     ):
         assert len(kind.__dataclass_fields__) == count
 

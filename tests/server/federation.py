@@ -21,7 +21,7 @@ from common.data.binding import Binding
 from common.errors import NetworkError
 from common.keys import KeyDirectory
 from common.plan import Plan
-from common.wire import Arrays, Closing, Hello, RollCall, RoundRequest, digest_arrays
+from common.wire import Arrays, Closing, Hello, RollCall, RoundRequest, Update, digest_arrays
 from server.aggregation.mean import ExactMean
 from server.events import read as read_events
 from server.home import COORDINATOR, ServerHome
@@ -124,9 +124,13 @@ class MemoryGrid(Grid):
         raise NotImplementedError
 
 
-def reply(message: Message, update: Arrays, receipt: bytes) -> Message:
-    arrays = ArrayRecord({name: Array(value) for name, value in update.items()})
-    content = RecordDict({"update": arrays, "receipt": ConfigRecord({"envelope": receipt})})
+def reply(message: Message, update: Update, receipt: bytes) -> Message:
+    record: ArrayRecord | ConfigRecord
+    if isinstance(update, bytes):
+        record = ConfigRecord({"coded": update})
+    else:
+        record = ArrayRecord({name: Array(value) for name, value in update.items()})
+    content = RecordDict({"update": record, "receipt": ConfigRecord({"envelope": receipt})})
     return Message(content, reply_to=message)
 
 

@@ -178,6 +178,8 @@ def test_numbers_are_told_in_prometheus_text_format(tmp_path: Path) -> None:
     assert told == {
         f"privet_run_info{{'run': '{RUN}'}}": 1,
         "privet_rounds_planned": 4,
+        "privet_update_bytes_total{'kind': 'coded'}": 4 * 280,
+        "privet_update_bytes_total{'kind': 'uncompressed'}": 4 * 280,
         "privet_round": 4,
         "privet_rounds_total{'outcome': 'changed'}": 0,
         "privet_rounds_total{'outcome': 'unchanged'}": 4,

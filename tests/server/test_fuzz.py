@@ -13,7 +13,7 @@ import signal
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from audit.receipt import Receipt as LedgerReceipt
 from client.guard import read_request
 from common.bundle import Bundle
 from common.canonical import digest, encode
+from common.compression import Codec, Compression
 from common.errors import PrivetError
 from common.keys import PublicKey, SigningKey
 from common.ledger import Head, SignedHead, merkle
@@ -42,7 +43,7 @@ from common.wire import (
     digest_arrays,
     from_npy,
 )
-from server.aggregation.validate import Expected, check_reply
+from server.aggregation.validate import Expected, check_reply, open_reply
 from server.messages import read_closed, read_hello, read_reply
 from tests import world
 from tests.audit.bundle_fixtures import World as BundleWorld
@@ -154,6 +155,28 @@ def reply(weight: bytes, receipt: bytes) -> str:
     return digest_arrays(read.update)
 
 
+CODECS = {
+    compression.method: Codec(compression, SHAPES, EXPECTED.bound)
+    for compression in (Compression("fp16"), Compression("int8"), Compression("top-k", 0.34))
+}
+
+
+def coded(codec: Codec) -> Target:
+    """A coded update under a genuine receipt for it, as a malicious member could send it."""
+
+    def read(data: bytes) -> str:
+        receipt = FakeClient("clinic-a", leaves(3)).receipt(REQUEST, data)
+        record = {
+            "update": ConfigRecord({"coded": data}),
+            "receipt": ConfigRecord({"envelope": receipt}),
+        }
+        found = read_reply(answer(record), codec.size, coded=True)
+        _, update = open_reply(replace(EXPECTED, codec=codec), found.update, found.receipt)
+        return digest_arrays(update)
+
+    return Target(codec.encode(UPDATE, {})[0], read, may_differ=True)
+
+
 def enveloped(name: str, read: Callable[[Message], bytes]) -> Callable[[bytes], bytes]:
     return lambda data: read(answer({name: ConfigRecord({"envelope": data})}))
 
@@ -223,6 +246,7 @@ def targets(path: Path) -> dict[str, Target]:
         "signed-closing": forged(Closing, SERVER, closing, of_server(Closing)),
         "signed-plan": Target(payload(plan), signed(PLAN_TYPE, SERVER, plan_of), may_differ=True),
     }
+    found |= {f"coded-{method}": coded(codec) for method, codec in CODECS.items()}
     return found | published(path)
 
 
@@ -326,7 +350,7 @@ def test_a_reader_that_crashes_or_hangs_is_found(read: Callable[[bytes], Any]) -
 
 def test_the_genuine_ones_are_read(tmp_path: Path) -> None:
     kinds = targets(tmp_path / "bundle")
-    assert len(kinds) == 20
+    assert len(kinds) == 23
     for name, target in kinds.items():
         assert target.read(target.genuine) is not None, name
 

@@ -88,6 +88,8 @@ def test_a_report_holds_counts_and_codes_only(world: World) -> None:
         "duplicates",
         "accuracy",
         "seconds",
+        "update_bytes",
+        "uncompressed_bytes",
     }
 
 

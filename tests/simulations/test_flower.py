@@ -17,13 +17,14 @@ from simulations.experiment import Experiment
 from simulations.flower import run_with_flower
 from simulations.grid import InProcessGrid
 from simulations.population import Run, prepare
-from tests.world import write_experiment
+from tests.world import EXPERIMENT, write_experiment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def prepared(path: Path) -> Run:
-    experiment = Experiment.read(write_experiment(path))
+def prepared(path: Path, more: str = "") -> Run:
+    text = EXPERIMENT.replace("[plan.release]", f"{more}\n[plan.release]")
+    experiment = Experiment.read(write_experiment(path, text))
     return prepare(experiment, path / "run")
 
 
@@ -86,6 +87,22 @@ def test_flower_with_ray_ends_in_the_same_bits_and_leaves_no_process(
     assert not processes_in(home)
     assert not home.exists()
     assert not (run.path / "flower.log").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ['"int8"', '"top-k"\nfraction = 0.1'], ids=["int8", "top-k"])
+def test_coded_updates_cross_flower_and_ray_and_end_in_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    pytest.importorskip("ray")
+    table = f"[plan.compression]\nmethod = {method}\n"
+    expected = in_process(prepared(tmp_path / "here", table), monkeypatch)
+    assert expected != in_process(prepared(tmp_path / "plain"), monkeypatch)
+    run = prepared(tmp_path / "there", table)
+    run_with_flower(run, 3, 2)
+    assert model_of(run) == expected
+    kept = [len(list(home.glob("kept/*.kept"))) for home in sorted(run.clients.iterdir())]
+    assert kept == [1 if "top-k" in method else 0] * 3
 
 
 def test_without_ray_there_is_a_hint_and_nothing_is_started(
