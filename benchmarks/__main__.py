@@ -12,6 +12,7 @@ NAMES = (
     "device",
     "dpsgd",
     "grid",
+    "personal",
 )
 
 if __name__ == "__main__":

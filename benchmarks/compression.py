@@ -8,11 +8,11 @@ Sampling and noise are the same in all of them, so a difference is the coding's,
 
 The rule: the engine, the codec and the aggregation are those of a run; bytes are of the updates as
 they travel, measured, not computed. The data is Fashion-MNIST where it is installed, else the
-digits, whose last fifth is the test. Goals were set before anything was measured: the ratios that
-the formats promise, and losses that the literature reports for training without noise: none to
-speak of for 16 and 8 bits (QSGD, arXiv 1610.02132), two points for a hundredth of the values with
-error feedback in so few rounds (arXiv 1809.07599, 1901.09847). With noise no goal is known to us
-for top-k, and none is set.
+digits, a fifth of which is the test. Goals were set before anything was measured: the ratios that
+the formats promise; nothing to speak of lost with 16 and 8 bits, as is reported for training
+without noise (QSGD, arXiv 1610.02132); and, for a hundredth of the values with error feedback
+(arXiv 1809.07599, 1901.09847), two points, which is our own guess for so few rounds. With noise no
+goal is known to us for top-k, and none is set.
 """
 
 from __future__ import annotations

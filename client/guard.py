@@ -99,7 +99,7 @@ def judge(
         array.dtype.name != "float32" for array in arrays.values()
     ):
         raise Refusal("the arrays are not this plan's model", code="wrong-model")
-    if not all(_is_reasonable(array) for array in arrays.values()):
+    if not all(is_reasonable(array) for array in arrays.values()):
         raise Refusal("the model's values are not finite, or huge", code="wrong-model")
     if digest_arrays(arrays) != request.model:
         raise Refusal("the arrays are not those that were signed for", code="wrong-model")
@@ -200,7 +200,7 @@ def _retry(admission: Admission, noise: str, chain: Sequence[Entry], intent: Ent
     raise Refusal("this round was begun and never finished: its budget is spent", code="forfeited")
 
 
-def _is_reasonable(array: NDArray[np.float32]) -> bool:
+def is_reasonable(array: NDArray[np.float32]) -> bool:
     """Finite and not huge: beyond that, rounding of one record's logits could shift another's."""
     return bool(np.isfinite(array).all()) and float(np.abs(array).max(initial=0.0)) <= MAX_WEIGHT
 

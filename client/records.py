@@ -30,6 +30,7 @@ from common.errors import DataError
 from common.models.model import Model
 from common.models.preprocess import BLOCK, fixed_features
 from common.models.registry import build
+from common.personal import check_layers
 from common.plan import Plan
 
 log = logging.getLogger("privet.client")
@@ -105,6 +106,7 @@ def _build(plan: Plan, models: tuple[tuple[str, str], ...]) -> Model:
 def _check_model(plan: Plan, models: tuple[tuple[str, str], ...]) -> None:
     """Whether a plan's model can be trained record by record; no client's records are asked."""
     model = _build(plan, models)
+    check_layers(plan.personal, dict(model.network.named_parameters()))
     blank = fixed_features(model, plan.schema, np.zeros((1, *plan.schema.shape), np.float32))
     check_trainable(model.network, torch.from_numpy(np.array(blank)))
 

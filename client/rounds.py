@@ -17,6 +17,7 @@ from client.approval import approved_plans, what_is_bound
 from client.guard import Admission, check_seen, judge, latest_approval, read_request
 from client.home import Home, version_of
 from client.kept import Kept
+from client.personal import begin, part
 from client.records import TrainingSet, engine_of, network_of, records_for_round
 from common import durable
 from common.compression import Codec, codec_for
@@ -24,6 +25,7 @@ from common.errors import InputError, PlanError, Refusal, TrustError
 from common.keys import Identity
 from common.ledger import Entry, Head, Kind, Ledger, merkle
 from common.ledger.entry import spent_json
+from common.personal import shared
 from common.plan import Plan
 from common.policy import Policy
 from common.privacy.noise import CRYPTOGRAPHIC, SIMULATED, Stream
@@ -93,8 +95,9 @@ class Client:
             kept = self._kept.read(
                 self._ledger.chain(self.home.federation), request.plan, request.run
             )
-        update = self._train(admission, arrays)
-        return self._disclose(admission, intent, update, kept)
+        start = begin(self.home, admission.plan, arrays, kept)
+        update, keep = part(admission.plan, start, self._train(admission, start))
+        return self._disclose(admission, intent, update, kept, keep)
 
     def answer_closing(self, envelope: bytes) -> bytes:
         """Store the coordinator's countersignature of a run's end, once, and say so.
@@ -188,10 +191,11 @@ class Client:
         return Stream.simulated(self.home.seed, plan.digest, self.home.client, round_)
 
     def _disclose(
-        self, admission: Admission, intent: Entry, trained: Arrays, kept: Arrays
+        self, admission: Admission, intent: Entry, trained: Arrays, kept: Arrays, keep: Arrays
     ) -> Answer:
         request, codec = admission.request, self._codec(admission.plan)
-        update, keep = codec.encode(trained, kept) if codec else (trained, {})
+        update, residual = codec.encode(trained, kept) if codec else (trained, {})
+        keep = keep | residual
         file = self._outbox_file(request)
         with self._ledger.locked():
             # Another process of this client may have finished the same seeded round meanwhile.
@@ -256,8 +260,9 @@ class Client:
         return self._records[plan.digest]
 
     def _shapes(self, plan: Plan) -> dict[str, tuple[int, ...]]:
-        parameters = network_of(self.home, plan).named_parameters()
-        return {name: tuple(value.shape) for name, value in parameters}
+        """Of the parameters that travel."""
+        parameters = dict(network_of(self.home, plan).named_parameters())
+        return {n: tuple(value.shape) for n, value in shared(plan.personal, parameters).items()}
 
     def _codec(self, plan: Plan) -> Codec | None:
         return codec_for(plan.compression, self._shapes(plan), plan.optimizer.update_bound)

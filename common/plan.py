@@ -19,6 +19,7 @@ from common.compression import Compression
 from common.config import Table, open_digested
 from common.data.schema import Schema
 from common.errors import PlanError
+from common.personal import Personal
 from common.privacy.events import ADJACENCY, Event
 
 __all__ = ["Cohort", "Optimizer", "Plan", "Privacy", "Release", "Stopping"]
@@ -277,6 +278,7 @@ class Plan:
     release: Release
     stopping: Stopping | None = None
     compression: Compression | None = None
+    personal: Personal | None = None
 
     def event(self) -> Event:
         """The whole declared plan, as it falls on a record of a client that is in every round."""
@@ -317,6 +319,8 @@ class Plan:
             document["stopping"] = self.stopping.json()
         if self.compression:
             document["compression"] = self.compression.json()
+        if self.personal:
+            document["personal"] = self.personal.json()
         return document
 
     @classmethod
@@ -346,7 +350,14 @@ class Plan:
             compression=(
                 Compression.read(table.table("compression")) if table.has("compression") else None
             ),
+            personal=Personal.read(table.table("personal")) if table.has("personal") else None,
         )
+        if plan.personal and plan.stopping:
+            raise table.error(
+                "stopping",
+                "[plan.stopping] has no score to go by: personal layers leave no global model",
+                hint="leave [plan.stopping] or [plan.personal] out",
+            )
         table.done()
         return plan
 

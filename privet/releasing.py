@@ -24,9 +24,10 @@ from common.inference import KnownAnswers
 from common.keys import SigningKey
 from common.ledger import Entry, SignedHead
 from common.ledger.file import read_federation
-from common.models.networks import load_parameters
+from common.models.networks import load_parameters, parameters_of
 from common.models.preprocess import ServingModel
 from common.models.registry import build
+from common.personal import whole
 from common.plan import Plan
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
 from common.wire import Arrays, pack_arrays
@@ -118,6 +119,7 @@ def publish_run(run: Run) -> Published:
 def _artifacts(home: ServerHome, arrays: Arrays) -> _Artifacts:
     plan = home.plan
     model = build(plan.model, plan.schema, seed=0, bindings=home.binding.models)
+    arrays = whole(plan.personal, parameters_of(model.network), arrays)
     load_parameters(model.network, arrays)
     serving = ServingModel(model, plan.schema).eval()
     with torch.inference_mode():

@@ -202,7 +202,7 @@ def _measure(predictor: Predictor, experiment: Experiment) -> dict[str, Any]:
     """The model as the device runs it: accuracy on the test set, and latency of one record."""
     latency = predictor.latency(LATENCY_SAMPLES)
     result = {"latency_p50_us": latency.p50, "latency_p99_us": latency.p99, "accuracy": None}
-    if experiment.binding.test:
+    if experiment.binding.test and not experiment.plan.personal:
         records = load_test(experiment.binding, experiment.plan.schema)
         right = 0
         for start in range(0, len(records), _BATCH):
@@ -242,6 +242,7 @@ def _summary(
             "rounds_changed": sum(bool(line["changed"]) for line in metrics),
             "replies_dropped": sum(len(line["dropped"]) for line in metrics),
         },
+        "personal": list(plan.personal.layers) if plan.personal else [],
         "traffic": {
             "compression": plan.compression.method if plan.compression else "none",
             **traffic(metrics),

@@ -22,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import InputError
 from common.models.networks import parameters_of
 from common.models.registry import build
+from common.personal import check_layers, shared
 from server.evaluation import Evaluator
 from server.home import ServerHome
 from server.metrics import Metrics, serving
@@ -60,13 +61,16 @@ def coordinate(
     home = ServerHome.read(path)
     plan, binding = home.plan, home.binding
     model = build(plan.model, plan.schema, seed=home.seed or 0, bindings=binding.models)
-    evaluator = Evaluator(plan, binding) if binding.test else None
+    initial = parameters_of(model.network)
+    check_layers(plan.personal, initial)
+    # Without each client's own layers there is no model to score.
+    evaluator = Evaluator(plan, binding) if binding.test and not plan.personal else None
     metrics = Metrics(home.run, plan.rounds, len(home.members))
     stop = StopRequest(home.stop)
     loop = RoundLoop(
         home,
         grid,
-        parameters_of(model.network),
+        shared(plan.personal, initial),
         score=evaluator.accuracy if evaluator else None,
         progress=progress,
         on_round=on_round,

@@ -151,6 +151,55 @@ def budget(
     output.show(format_, data, lambda: _print_budget(data))
 
 
+@app.command("personal")
+def personal(
+    plan: Annotated[str, typer.Argument(help="The plan's digest, or how it begins.")],
+    home: HomeOption = None,
+    run: Annotated[str | None, typer.Option(help="The run's id; the last one if omitted.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A released model.safetensors for the shared layers.", metavar="FILE"),
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the whole model there.", metavar="FILE")
+    ] = None,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """This client's own model: what is in it, and how it does on the client's own records."""
+    from client.approval import approved_plans
+    from client.personal import accuracy, personal_model, with_released
+    from client.personal import export as write
+    from common.errors import InputError
+
+    here = _home(home)
+    found = [one for key, one in approved_plans(here).items() if plan and key.startswith(plan)]
+    if len(found) != 1:
+        raise InputError(
+            f"{len(found)} plans of this client begin with {plan!r}",
+            hint="privet client budget lists them",
+            code="no-such-plan",
+        )
+    own = personal_model(here, found[0], run)
+    if model is not None:
+        own = with_released(here, found[0], own, model)
+    share, records = accuracy(here, found[0], own.arrays)
+    if export is not None:
+        write(own, export)
+    data = {
+        "plan": found[0].digest,
+        "name": found[0].name,
+        "run": own.run,
+        "rounds": own.rounds,
+        "personal": list(own.layers),
+        "shared": sorted(set(own.arrays) - set(own.layers)),
+        "accuracy_on_own_records": share,
+        "records": records,
+        "exported": str(export) if export else None,
+    }
+    output.show(format_, data, lambda: _print_personal(data))
+
+
 def _home(path: Path | None) -> Home:
     from client.home import Home, locate
 
@@ -241,6 +290,19 @@ def _print_outcome(data: dict[str, Any]) -> None:
         print("approved already: nothing was changed")
     else:
         print("approved" if data["approved"] else "not approved: this only shows what would be")
+
+
+def _print_personal(data: dict[str, Any]) -> None:
+    _line("plan", f"{data['name']} ({data['plan'][:16]}…)")
+    _line("run", f"{data['run']}, {data['rounds']} rounds answered")
+    _line("personal layers", ", ".join(data["personal"]))
+    _line(
+        "accuracy",
+        f"{data['accuracy_on_own_records']:.1%} of the {data['records']} records here, which it "
+        "was trained on; told to nobody else",
+    )
+    if data["exported"]:
+        _line("written", data["exported"])
 
 
 def _print_budget(data: dict[str, Any]) -> None:

@@ -64,9 +64,13 @@ def _print_summary(summary: dict[str, Any]) -> None:
     privacy, device, model = summary["privacy"], summary["device"], summary["model"]
     held_out = ", held-out: simulation only" if summary["metrics"]["test"] == "held-out" else ""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in (
+    of_all = (
         ("accuracy, global model", _percent(summary["metrics"]["accuracy"]) + held_out),
         ("accuracy, as the device runs it", _percent(device["accuracy"])),
+    )
+    own = ("personal", f"{', '.join(summary['personal'])}: each client's; privet client personal")
+    for name, value in (
+        *((own,) if summary["personal"] else of_all),
         (
             "epsilon_spent, most exposed client",
             f"{up(privacy['epsilon_spent'], 3)} at delta {privacy['delta']:g} (epsilon_filter "

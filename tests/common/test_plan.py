@@ -15,6 +15,7 @@ from common.compression import Compression
 from common.config import Table, read_toml
 from common.data.schema import Column, Schema
 from common.errors import PlanError
+from common.personal import Personal
 from common.plan import Cohort, Optimizer, Plan, Privacy, Release, Stopping
 
 TOML = """\
@@ -205,6 +206,7 @@ def test_the_digest_changes_with_every_field(read) -> None:
         )),
         {"release": Release("other")},
         *({"stopping": s} for s in (Stopping(3), Stopping(4), Stopping(3, 0.01))),
+        *({"personal": Personal(p)} for p in (("a",), ("b",))),
         *({"compression": Compression(*c)} for c in (
             ("fp16",), ("int8",), ("top-k", 0.01), ("top-k", 0.02),
         )),
@@ -213,13 +215,14 @@ def test_the_digest_changes_with_every_field(read) -> None:
     assert len(digests) == len(parts) + 1
     # Every field of every part is in the list above.
     for kind, count in (
-        (Plan, 11),
+        (Plan, 12),
         (Cohort, 4),
         (Optimizer, 14),
         (Privacy, 8),
         (Release, 1),
         (Stopping, 2),
         (Compression, 2),
+        (Personal, 1),
     ):
         assert len(kind.__dataclass_fields__) == count
 
