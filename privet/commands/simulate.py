@@ -68,7 +68,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("accuracy, global model", _percent(summary["metrics"]["accuracy"]) + held_out),
         ("accuracy, as the device runs it", _percent(device["accuracy"])),
         (
-            "epsilon_spent, most exposed client",
+            "epsilon_spent, each client"
+            if privacy["trust"] == "central"
+            else "epsilon_spent, most exposed client",
             f"{up(privacy['epsilon_spent'], 3)} at delta {privacy['delta']:g} (epsilon_filter "
             f"{up(privacy['epsilon_filter'], 3)} of policy.budget {privacy['budget']:g})",
         ),
