@@ -65,7 +65,7 @@ def _verify(options: argparse.Namespace, trust: Trust | None) -> None:
     for check in verdict.checks:
         print(f"  - {check}")
     print(
-        f"most exposed client {worst.pseudonym[:12]}…: epsilon_filter "
+        f"{verdict.spender} {worst.pseudonym[:12]}…: epsilon_filter "
         f"{up(worst.epsilon_filter, 4)} of policy.budget {worst.budget:g} at delta "
         f"{worst.delta:g} ({', '.join(worst.noise)} noise)"
     )

@@ -30,6 +30,7 @@ from common.privacy.reference import DISCRETIZATION
 # Where a value comes from.
 PLAN = "plan, signed by the coordinator"
 LEDGERS = "ledgers, signed by the clients"
+OWN_LEDGER = "ledger, signed by the coordinator"
 STATEMENT = "statement, signed by coordinator and approver"
 COMPUTED = "computed here from plan and ledgers"
 DESIGN = "how Privet is built: no bundle can show it"
@@ -117,7 +118,7 @@ def checklist(
         ("Mechanism and its parameters", _mechanism(it)),
         ("Sampling, as assumed and as executed", _sampling(it)),
         ("Accountant", _accountant(it)),
-        ("Every access to the data, and tuning", _accesses()),
+        ("Every access to the data, and tuning", _accesses(it)),
         ("Composition, over what and how long", _scope(it)),
         ("Randomness, floating point, side channels", _randomness(it)),
         ("Implementation and audits", _implementation(it)),
@@ -162,6 +163,15 @@ class _Facts:
     def privacy(self) -> Privacy:
         return self.verdict.plan.privacy
 
+    @property
+    def central(self) -> bool:
+        return self.privacy.trust == "central"
+
+    @property
+    def ledgers(self) -> str:
+        """Where a value comes from that a ledger states."""
+        return OWN_LEDGER if self.central else LEDGERS
+
 
 def _trust(it: _Facts) -> Iterable[Answer]:
     trust = it.privacy.trust
@@ -173,14 +183,17 @@ def _trust(it: _Facts) -> Iterable[Answer]:
 
 
 def _released(it: _Facts) -> Iterable[Answer]:
-    files = ", ".join(sorted(it.verdict.subjects))
+    files, central = ", ".join(sorted(it.verdict.subjects)), it.central
     yield Answer(
         "released",
         [
-            "each client's noised update in each round, to the coordinator",
+            "each drawn client's clipped update without noise, to the coordinator, which is trusted"
+            if central
+            else "each client's noised update in each round, to the coordinator",
             "the global model after each round, to the clients",
             f"the final model ({files}), to everyone",
-            "this bundle: plan, statement, and the clients' entries under pseudonyms",
+            "this bundle: plan, statement, and "
+            + ("the coordinator's entries" if central else "the clients' entries under pseudonyms"),
         ],
         DESIGN,
     )
@@ -193,7 +206,8 @@ def _unit(it: _Facts) -> Iterable[Answer]:
     yield Answer("unit", unit, PLAN)
     yield Answer(
         "contribution_cap",
-        f"each {unit}'s contribution to a step has L2 norm at most {clip}",
+        f"each {unit}'s contribution to a {'round' if it.central else 'step'} has L2 norm at most "
+        + (f"the round's clipping norm, at first {clip}" if it.central else clip),
         PLAN,
     )
     yield Answer(
@@ -213,7 +227,9 @@ def _epsilon(it: _Facts) -> Iterable[Answer]:
     yield Answer("epsilon", str(claims["epsilon"]), STATEMENT)
     yield Answer("delta", str(claims["delta"]), STATEMENT)
     yield Answer(
-        "delta_against_records", None, "the number of records is private, and never published"
+        "delta_against_records",
+        None,
+        f"the number of {it.privacy.unit}s is private, and never published",
     )
     points = curve(exposure(it.plan, it.verdict.clients))
     yield Answer(
@@ -227,7 +243,9 @@ def _epsilon(it: _Facts) -> Iterable[Answer]:
 def _mechanism(it: _Facts) -> Iterable[Answer]:
     event = exposure(it.plan, it.verdict.clients)
     yield Answer(
-        "events", {name: str(value) for name, value in event.json().items()}, PLAN + "; " + LEDGERS
+        "events",
+        {name: str(value) for name, value in event.json().items()},
+        PLAN + "; " + it.ledgers,
     )
     yield Answer("clipping_norm", number(it.privacy.clipping_norm), PLAN)
     yield Answer("divisor", number(it.privacy.divisor), PLAN)
@@ -235,13 +253,17 @@ def _mechanism(it: _Facts) -> Iterable[Answer]:
 
 def _sampling(it: _Facts) -> Iterable[Answer]:
     rate = plain(it.privacy.sampling_rate)
+    what = "enrolled client" if it.central else "record"
+    step, who = ("round", "the coordinator") if it.central else ("step", "its client")
     yield Answer(
-        "sampling.assumed", f"Poisson: every record independently, with chance {rate} a step", PLAN
+        "sampling.assumed",
+        f"Poisson: every {what} independently, with chance {rate} a {step}",
+        PLAN,
     )
     yield Answer(
         "sampling.executed",
-        f"the same: every charged round names that mechanism at rate {rate}, as its client signed",
-        LEDGERS,
+        f"the same: every charged round names that mechanism at rate {rate}, as {who} signed",
+        it.ledgers,
     )
 
 
@@ -257,11 +279,13 @@ def _accountant(it: _Facts) -> Iterable[Answer]:
     yield Answer("accountant", named, COMPUTED)
 
 
-def _accesses() -> Iterable[Answer]:
+def _accesses(it: _Facts) -> Iterable[Answer]:
     yield Answer(
         "accesses",
         [
-            "the training steps that the ledgers charge",
+            "plain training in the rounds that the ledger charges, of clients that were drawn"
+            if it.central
+            else "the training steps that the ledgers charge",
             "none to scale features: bounds are public, and part of the plan",
             "none to report: a reply carries no loss, accuracy or count",
             "a client checks its data locally before it approves, and sends nothing of that",
@@ -283,19 +307,23 @@ def _scope(it: _Facts) -> Iterable[Answer]:
             f"all {max(one.rounds for one in it.verdict.clients)} charged rounds of this "
             "federation, cut off ones included",
             "other federations on the same data: not in this bundle",
-            "each record at one client: the greatest over clients, not the sum",
-            "relied on as post-processing: averaging, the optimizer, export",
+            "each client, drawn or not: every round is charged to all who are enrolled"
+            if it.central
+            else "each record at one client: the greatest over clients, not the sum",
+            "relied on as post-processing: "
+            + ("the server's optimizer, the next clipping norm" if it.central else "averaging")
+            + (", export" if it.central else ", the optimizer, export"),
         ],
         COMPUTED,
     )
-    yield Answer("policy.budget", shown, LEDGERS)
+    yield Answer("policy.budget", shown, it.ledgers)
     yield Answer("refresh_period", None, "a budget is for the whole life of the data")
 
 
 def _randomness(it: _Facts) -> Iterable[Answer]:
     kinds = sorted({kind for client in it.verdict.clients for kind in client.noise})
     remark = " (repeatable: protects nobody)" if repeatable(it.verdict) else ""
-    yield Answer("rng", (", ".join(kinds) or "no noise was drawn") + remark, LEDGERS)
+    yield Answer("rng", (", ".join(kinds) or "no noise was drawn") + remark, it.ledgers)
     yield Answer(
         "fp",
         f"noise in float64, {it.privacy.noise_draws} normal value"
@@ -305,14 +333,17 @@ def _randomness(it: _Facts) -> Iterable[Answer]:
     )
     yield Answer(
         "sidechannels",
-        "when messages are sent, how large they are and who is silent can be seen",
+        "when messages are sent, how large they are and who is silent can be seen"
+        + (" on the network, and by the coordinator" if it.central else ""),
         DESIGN,
     )
 
 
 def _implementation(it: _Facts) -> Iterable[Answer]:
-    codes = [f"training code SHA-256 {code}" for code in it.codes[:10]]
-    yield Answer("software", codes or None, LEDGERS if codes else NOBODY)
+    codes = [
+        f"{'server' if it.central else 'training'} code SHA-256 {code}" for code in it.codes[:10]
+    ]
+    yield Answer("software", codes or None, it.ledgers if codes else NOBODY)
     yield Answer("audit", [str(check) for check in it.verdict.checks], COMPUTED)
     yield Answer("audit.empirical", None, "no attack or conformance test of this run is in it")
 

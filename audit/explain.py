@@ -302,12 +302,19 @@ def _about(it: Explanation) -> Iterable[str]:
             "The noise of this run can be computed again by whoever knows its seed: it protects "
             "nobody. What follows would hold for the same plan with cryptographic noise."
         )
+    released = "every model, this bundle"
+    released = released if it.unit == "client" else f"every update, {released}"
     yield (
         f"{it.name}: epsilon {up(it.epsilon)} at delta {plain(it.delta)}, for each {it.unit}, "
         f"{ADJACENCY}. Epsilon compares two worlds that differ in one {it.unit}: in one it was "
         "used, in the other it never was. The smaller epsilon is, the more alike they look to "
-        "anybody who sees everything that was released: every update, every model, this bundle."
+        f"anybody who sees everything that was released: {released}."
     )
+    if it.unit == "client":
+        yield (
+            "Anybody but the coordinator: with central trust it saw each client's update without "
+            "noise, and nothing here limits what it could learn."
+        )
 
 
 def _could(it: Explanation) -> Iterable[str]:
@@ -367,6 +374,15 @@ def _people(it: Explanation) -> Iterable[str]:
 
 def _delta(it: Explanation) -> Iterable[str]:
     one_in = math.floor((1 + 1e-12) / it.delta)  # 1 / 1e-5 is a hair below 100,000
+    if it.unit == "client":
+        yield (
+            "A small chance that is left out of the promise of epsilon: here one in "
+            f"{one_in:,}. At worst, a method with this delta could publish each client's part "
+            f"outright with that chance. So far fewer than {one_in:,} clients should be enrolled; "
+            "how many are is not in the bundle, on purpose. Gaussian noise does not fail all at "
+            "once like that, and the numbers of people above count all of it."
+        )
+        return
     yield (
         f"A small chance that is left out of the promise of epsilon: here one in {one_in:,}. At "
         "worst, a method with this delta could publish each record outright with that chance: of "
@@ -381,6 +397,18 @@ def unprotected(verdict: Verdict) -> tuple[str, ...]:
     """What no epsilon covers, as sentences without their full stop."""
     plan = verdict.plan
     rounds = max(client.rounds for client in verdict.clients)
+    if plan.privacy.trust == "central":
+        return (
+            "Anything against the coordinator: it sees who takes part, and each update",
+            f"The schedule: {plan.rounds} rounds planned, {rounds} charged, and every parameter of "
+            "the plan",
+            f"What a record looks like: the schema, with {len(plan.schema.classes)} classes and "
+            "their names",
+            "That a site takes part, from whoever sees its network: when messages are sent, how "
+            "long an answer takes, and how large it is",
+            "Anything on the machines that hold the data or noise the sum, and anything that a "
+            "dishonest one lets out: the ledger shows what was signed, not what was done",
+        )
     return (
         "That a site takes part, and in which rounds: the coordinator sees it",
         f"The schedule: {plan.rounds} rounds planned, {rounds} charged to the most exposed client, "

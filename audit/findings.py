@@ -29,6 +29,15 @@ LIMITS = (
     "What the same data sets spent in other federations. An owner’s budget is for the whole life "
     "of the data; the share shown here is this federation’s part of it.",
 )
+CENTRAL_LIMITS = (
+    "That the coordinator did what its ledger says: that it drew clients by chance, clipped, and "
+    "drew the noise. It saw every drawn client’s update, and this ledger is its own word.",
+    "That the coordinator kept no second ledger for the same clients.",
+    "That what the ledger said after its last entry here was not cut off, together with the "
+    "statement that names its head: no client countersigns it.",
+    "What the same clients spent in other federations. The budget shown here is the operator’s; "
+    "an owner’s own ledger has what that owner’s data has cost.",
+)
 UNAUTHENTICATED_LIMIT = (
     "Who made this bundle. The keys that its signatures fit came inside it; anybody can make keys."
 )
@@ -112,7 +121,8 @@ def limits(verdict: Verdict, *, one_machine: bool = False) -> list[str]:
     own = [ONE_MACHINE_LIMIT] if one_machine else []
     if not verdict.authenticated:
         own.append(UNAUTHENTICATED_LIMIT)
-    return [*own, *LIMITS]
+    central = verdict.plan.privacy.trust == "central"
+    return [*own, *(CENTRAL_LIMITS if central else LIMITS)]
 
 
 def stated_limits(verdict: Verdict) -> list[str]:

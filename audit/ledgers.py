@@ -1,4 +1,4 @@
-"""Is one client's chain true, and what does it say was spent?
+"""Is one chain true, and what does it say was spent? A client's, or the coordinator's own.
 
 The rules: an intent counts from the moment it was written, disclosed or not. It may only stand
 after the owner's approval of its plan, and within the terms of the latest one: floors, rounds,
@@ -22,6 +22,7 @@ from common.keys import PublicKey
 from common.ledger import Entry, Head, Kind, SignedHead, merkle, verify_chain
 from common.ledger.head import CLIENT, COORDINATOR
 from common.plan import Plan
+from common.policy import unit_of
 from common.privacy import accountant
 from common.privacy.events import Event, merge
 from common.privacy.filter import Budget
@@ -155,10 +156,18 @@ def spend(pseudonym: str, entries: Sequence[Entry], plan: Plan, *, countersigned
                 _check_plan(entry, plan, terms, rounds[asked])
         elif entry.kind is Kind.DISCLOSURE:
             disclosed += entries[entry.body["intent"]].body["plan"] == plan.digest
+        elif entry.kind is Kind.ENROLMENT:
+            raise TrustError(f"entry {entry.seq}: a client's own enrolment is never published")
         if "spent" in entry.body:
             _check_spent(entry, total)
     if plan.digest not in approvals:
         raise TrustError("there is no approval of the plan")
+    units = {unit_of(terms) for terms in approvals.values()}
+    if units != {plan.privacy.unit}:
+        raise TrustError(
+            f"its budgets are for {' and '.join(sorted(units))}, and the plan protects each "
+            f"{plan.privacy.unit}"
+        )
     budget = _budget(terms or approvals[plan.digest])
     charged = merge(total.events)
     return Spend(
@@ -253,11 +262,14 @@ def _check_spent(entry: Entry, total: _Total) -> None:
 def _check_plan(entry: Entry, plan: Plan, terms: Json, rounds: int) -> None:
     """An intent of the bundle's plan, which is at hand, against that plan."""
     body, privacy = entry.body, plan.privacy
-    expected = {
-        "event": privacy.event().json(),
-        "clipping_norm": number(privacy.clipping_norm),
-        "divisor": number(privacy.divisor),
-    }
+    expected = {"event": privacy.event().json(), "divisor": number(privacy.divisor)}
+    adaptive = plan.central.adaptive if plan.central else None
+    if adaptive is None:
+        expected["clipping_norm"] = number(privacy.clipping_norm)
+    else:  # it follows what only the coordinator saw; the cost does not depend on it
+        norm = parse_number(body["clipping_norm"])
+        if not adaptive.least_norm <= norm <= adaptive.greatest_norm:
+            raise TrustError(f"entry {entry.seq}: its clipping_norm is not within the plan's")
     for name, value in expected.items():
         if body[name] != value:
             raise TrustError(f"entry {entry.seq}: its {name} is not the plan's")

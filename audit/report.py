@@ -28,6 +28,7 @@ from audit.verify import Verdict, exposure
 from audit.wording import plain, ranges, share, shown, size, up
 from common.canonical import CanonicalError, Json, parse_number
 from common.errors import TrustError
+from common.plan import Plan
 from common.privacy import accountant
 from common.privacy.reference import DISCRETIZATION
 
@@ -70,7 +71,7 @@ def render_run(
         TrustError: the headline is not what its accountant gives, or a claim is malformed.
     """
     # Free of cost in the process that has just approved the release: the accountants remember.
-    return _render(verdict, recompute(verdict), _run(summary, metrics))
+    return _render(verdict, recompute(verdict), _run(summary, metrics, verdict.plan))
 
 
 def _render(
@@ -152,16 +153,17 @@ def _clients(verdict: Verdict) -> Json:
     }
 
 
-def _run(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Json:
-    """What the page says about a run besides its privacy."""
+def _run(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], plan: Plan) -> Json:
+    """What the page says about a run besides its privacy; with central trust not who answered."""
     points = [
         (int(line["round"]), float(line["accuracy"]))
         for line in metrics
         if line["accuracy"] is not None
     ]
+    shown = () if plan.central else metrics
     troubled = [
         {**line, "reasons": _reasons(line["dropped"])}
-        for line in metrics
+        for line in shown
         if line["dropped"] or not line["changed"]
     ]
     return {
@@ -170,7 +172,7 @@ def _run(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Js
         "accuracy_plot": Markup(accuracy_plot(_thinned(points))) if points else None,  # noqa: S704
         "troubled": troubled[:MOST_ROUNDS],
         "troubled_rest": max(0, len(troubled) - MOST_ROUNDS),
-        "reasons": _reasons(code for line in metrics for code in line["dropped"].values()),
+        "reasons": _reasons(code for line in shown for code in line["dropped"].values()),
     }
 
 

@@ -57,6 +57,12 @@ class Verdict:
         """The client that spent most."""
         return max(self.clients, key=lambda client: client.epsilon_filter)
 
+    @property
+    def spender(self) -> str:
+        """Whose spending :attr:`most_exposed` is, in words."""
+        central = self.plan.privacy.trust == "central"
+        return "the coordinator's ledger" if central else "most exposed client"
+
     def json(self) -> Json:
         return {
             "verdict": called(self.authenticated),
@@ -66,6 +72,9 @@ class Verdict:
             "epsilon": self.claims["epsilon"],
             "delta": self.claims["delta"],
             "simulated": self.claims["simulated"],
+            "trust": self.plan.privacy.trust,
+            "unit": self.plan.privacy.unit,
+            "spender": self.spender,
             "clients": [client.json() for client in self.clients],
             "checks": list(self.checks),
         }
@@ -120,7 +129,7 @@ def check(bundle: Bundle, trust: Trust | None, *, signatures: int) -> Verdict:
         subjects=subjects,
         claims=claims,
         clients=spends,
-        checks=_said(spends, trust is not None),
+        checks=_said(plan, spends, trust is not None),
     )
 
 
@@ -174,7 +183,13 @@ def _check_claims(plan: Plan, claims: Mapping[str, Any]) -> None:
     limits = claims["limits"]
     if not isinstance(limits, list) or not all(isinstance(limit, str) for limit in limits):
         raise TrustError("the statement's limits are not sentences")
-    if claims.get("clients", len(claims["ledgers"])) != len(claims["ledgers"]):
+    if plan.privacy.trust == "central":
+        if "clients" in claims or len(claims["ledgers"]) != 1:
+            raise TrustError(
+                "with central trust a bundle holds the coordinator's ledger alone, and nothing of "
+                "who or how many took part"
+            )
+    elif claims.get("clients", len(claims["ledgers"])) != len(claims["ledgers"]):
         raise TrustError("the statement counts other clients than it names ledgers")
 
 
@@ -211,10 +226,25 @@ def _equal(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
 
-def _said(spends: Sequence[Spend], authenticated: bool) -> list[str]:
+def _said(plan: Plan, spends: Sequence[Spend], authenticated: bool) -> list[str]:
     clients, entries = len(spends), sum(spend.entries for spend in spends)
     seen = sum(spend.countersigned for spend in spends)
     who = "keys vouched for from outside" if authenticated else "keys that came with the bundle"
+    if plan.privacy.trust == "central":
+        return [
+            f"every file is the one that the manifest lists; signatures by {who}",
+            "plan signed by the coordinator; statement signed by coordinator and approver",
+            f"{entries} entries of the coordinator's own ledger: order, links, signatures, and the "
+            "head that the statement names; nobody else countersigned them",
+            "every intent of this plan has its event and divisor, and a clipping norm that the "
+            "plan allows, after the operator's approval",
+            "the coordinator's spending, on whatever plan, is within the floors, dates, rounds and "
+            "budget that its operator stated, for each client",
+            "the bundle names no client, and not how many took part",
+            "epsilon_filter and the Rényi epsilon recomputed from the entries",
+            "the headline lies between what an attack on the mechanism achieves and its Rényi "
+            "bound",
+        ]
     return [
         f"every file is the one that the manifest lists; signatures by {who}",
         "plan signed by the coordinator; statement signed by coordinator and approver",

@@ -29,7 +29,8 @@ from torch import Tensor
 from benchmarks.harness import Row, at_least, at_most, main, plain
 from client.training.engine import Engine
 from common.aggregation import FEDAVG
-from common.compression import Codec, Compression
+from common.coding import Codec
+from common.compression import Compression
 from common.data.records import Records
 from common.data.schema import Schema
 from common.data.source import Digits, FashionMnist, load

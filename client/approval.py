@@ -9,27 +9,29 @@ needs a new approval. A row more, or a policy that differs in nothing public, do
 An approval has two halves, and nothing is usable with one of them: the owner signs a policy that
 lists the plan, and the ledger records what was agreed to. They are written in this order: the plan
 (inert), the policy (no entry yet: the guard refuses), the entry. After a kill the command is
-repeated.
+repeated. With central trust an enrolment follows, which spends the whole plan
+(:mod:`client.enrolment`); without it the plan is not approved.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from client.enrolment import check_one_unit, enrolment_body, is_enrolled
 from client.guard import is_approved, latest_approval
 from client.home import Home
 from client.records import check_records, records_digest
 from common import durable
-from common.canonical import Json, encode, number
+from common.canonical import Json, encode
+from common.code import digest_of_code
 from common.errors import BudgetError, InputError, PlanError, TrustError
 from common.keys import Identity, SigningKey
 from common.ledger import Entry, Kind, Ledger
 from common.plan import Plan
-from common.policy import MAX_APPROVED, Policy
+from common.policy import MAX_APPROVED, Policy, public_terms
 from common.privacy.events import Event
 from common.statement import PLAN_TYPE, Envelope
 
@@ -44,7 +46,8 @@ class Proposal:
         bound: what an approval would bind; see :func:`what_is_bound`.
         before: what the last approval in this federation bound, of whichever plan; None: none yet.
         spent: events on the data set so far, across all federations.
-        rounds_left: rounds that this plan may still be asked, spare ones included, >= 0.
+        rounds_left: rounds that this plan may still be charged for, spare ones included, >= 0; with
+            central trust none once it is approved.
         approved: exactly this is approved already.
     """
 
@@ -134,6 +137,9 @@ def approve(
         who, chain = ledger.identity(home.federation), ledger.chain(home.federation)
         body = approval_body(proposal.bound, who, len(chain), policy, contents)
         ledger.append(home.federation, Kind.APPROVAL, body)
+        if plan.central:
+            body = enrolment_body(plan, policy, ledger.chain(home.federation))
+            ledger.append(home.federation, Kind.ENROLMENT, body)
     return plan
 
 
@@ -182,22 +188,6 @@ def what_is_bound(home: Home, plan: Plan, policy: Policy) -> Json:
     }
 
 
-def public_terms(policy: Policy) -> Json:
-    """The owner's terms as the ledger states them: enough to check a spend, no data set id."""
-    return {
-        "budget": number(policy.budget.epsilon),
-        "delta": number(policy.budget.delta),
-        "order": policy.budget.order,
-        "spare_rounds": policy.spare_rounds,
-        "least_noise_multiplier": number(policy.least_noise_multiplier),
-        "greatest_sampling_rate": number(policy.greatest_sampling_rate),
-        "most_rounds": policy.most_rounds,
-        "valid_from": policy.valid_from.isoformat() if policy.valid_from else None,
-        "valid_until": policy.valid_until.isoformat() if policy.valid_until else None,
-        "simulated": policy.simulated,
-    }
-
-
 def stands(chain: Sequence[Entry], policy: Policy, bound: Json) -> bool:
     """Whether exactly this is approved now: listed by the policy, and the plan's last approval."""
     return bound["plan"] in policy.approved_plans and is_approved(chain, bound)
@@ -207,12 +197,7 @@ def stands(chain: Sequence[Entry], policy: Policy, bound: Json) -> bool:
 def code_digest() -> str:
     """SHA-256 over the Python files that touch records: the packages ``client`` and ``common``."""
     root = Path(__file__).resolve().parent.parent
-    hasher = hashlib.sha256()
-    for package in ("client", "common"):
-        for path in sorted((root / package).rglob("*.py")):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            hasher.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return hasher.hexdigest()
+    return digest_of_code(root, ("client", "common"))
 
 
 def _judge_data(home: Home, envelope: bytes, now: str | None) -> Plan:
@@ -228,8 +213,12 @@ def _propose(home: Home, plan: Plan, ledger: Ledger, now: str | None) -> Proposa
     policy, chain = home.terms(), ledger.chain(home.federation)
     policy.check_terms(plan, ledger.now(now))
     policy.check_budget(plan)
+    check_one_unit(ledger.entries(), policy)
     last, bound = latest_approval(chain), what_is_bound(home, plan, policy)
     asked = sum(e.kind is Kind.INTENT and e.body["plan"] == plan.digest for e in chain)
+    approved = stands(chain, policy, bound) and is_enrolled(chain, plan)
+    if plan.central:
+        asked = plan.rounds + policy.spare_rounds if approved else 0
     proposal = Proposal(
         plan=plan,
         policy=policy,
@@ -237,7 +226,7 @@ def _propose(home: Home, plan: Plan, ledger: Ledger, now: str | None) -> Proposa
         before={name: last.body[name] for name in bound} if last else None,
         spent=tuple(ledger.spent()),
         rounds_left=max(0, plan.rounds + policy.spare_rounds - asked),
-        approved=stands(chain, policy, bound),
+        approved=approved,
     )
     if not proposal.approved:
         _check_left(proposal)

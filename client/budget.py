@@ -157,7 +157,9 @@ def _left(
         policy.check_terms(plan, now)
     except PlanError as error:
         forbidden = error.message
-    left = min(covered, max(0, plan.rounds + policy.spare_rounds - begun))
+    left = max(0, plan.rounds + policy.spare_rounds - begun)
+    if plan.central is None:  # otherwise they are paid for
+        left = min(covered, left)
     return PlanLeft(
         plan=plan.digest,
         name=plan.name,

@@ -149,7 +149,7 @@ class Custody:
 
         Raises:
             TrustError: the policy there is another owner's, or older than what was seen.
-            PlanError: it is for another data set.
+            PlanError: it is for another data set, or another unit.
             OperationError: the disk refused; the policy before is in force.
         """
         with durable.disk_errors(self.path):
@@ -164,6 +164,14 @@ class Custody:
                         f"{self.path} holds data set {before.dataset!r}, not {terms.dataset!r}",
                         hint="a data set keeps its id; another one gets a custody of its own",
                         code="another-data-set",
+                    )
+                if before.unit != terms.unit:
+                    raise PlanError(
+                        f"the budget of {before.dataset!r} is for each {before.unit}, and these "
+                        f"terms are for each {terms.unit}",
+                        hint="costs of the two do not add up; another unit needs a data set and a "
+                        "custody of its own",
+                        code="other-unit",
                     )
                 version, approved = before.version + 1, before.approved_plans
             elif seen := self._seen():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from client.enrolment import NO_NOISE, check_paid
 from common.canonical import Json, number
 from common.errors import PlanError, Refusal, TrustError
 from common.keys import PublicKey
@@ -34,7 +35,8 @@ class Admission:
 
     ``answered`` is the disclosure that already answers it: the same bytes go out again, at no cost.
     ``begun`` is the intent of a seeded round that was begun and cut off: repeatable noise gives the
-    same bits again, so it is finished under the same entry. Otherwise ``intent`` is the body of the
+    same bits again, so it is finished under the same entry, as is one without noise of its own
+    (central trust). Otherwise ``intent`` is the body of the
     entry to record before any noise is drawn.
     """
 
@@ -122,7 +124,9 @@ def judge(
     served = sum(entry.body["plan"] == request.plan for entry in earlier)
     if served >= plan.rounds + policy.spare_rounds:
         raise Refusal("the plan's rounds, spare ones included, are used", code="no-rounds-left")
-    if not policy.budget.admits(spent, plan.privacy.event()):
+    if plan.central:
+        check_paid(request, plan, chain)
+    elif not policy.budget.admits(spent, plan.privacy.event()):
         raise Refusal("the data set's budget does not cover this round", code="budget-exhausted")
     order = policy.budget.order
     return Admission(request, plan, intent_body(request, plan, noise, order, chain))
@@ -156,8 +160,11 @@ def check_seen(chain: Sequence[Entry], seen: Head, signature: str, coordinator: 
 def intent_body(
     request: RoundRequest, plan: Plan, noise: str, order: int, chain: Sequence[Entry]
 ) -> Json:
-    """What is recorded before noise is drawn: all that its cost depends on, and what it answers."""
-    event = plan.privacy.event()
+    """What is recorded before noise is drawn: all that its cost depends on, and what it answers.
+
+    With central trust no noise is drawn here and an enrolment has paid: the event is null.
+    """
+    event = None if plan.central else plan.privacy.event()
     return {
         "plan": request.plan,
         "run": request.run,
@@ -165,11 +172,11 @@ def intent_body(
         "round": request.round,
         "request": request.digest,
         "model": request.model,
-        "event": event.json(),
+        "event": event.json() if event else None,
         "clipping_norm": number(plan.privacy.clipping_norm),
         "divisor": number(plan.privacy.divisor),
-        "noise": noise,
-        "spent": spent_json(chain, order, event),
+        "noise": NO_NOISE if plan.central else noise,
+        "spent": spent_json(chain, order, *([event] if event else [])),
         "countersigned": {"entries": request.entries, "signature": request.signature},
     }
 
@@ -193,7 +200,7 @@ def _retry(admission: Admission, noise: str, chain: Sequence[Entry], intent: Ent
     for entry in chain:
         if entry.kind is Kind.DISCLOSURE and entry.body["intent"] == intent.seq:
             return replace(admission, answered=entry)
-    if intent.body["noise"] == noise == "simulated":
+    if intent.body["noise"] == noise == "simulated" or intent.body["noise"] == NO_NOISE:
         return replace(admission, begun=intent)
     # Killed between intent and disclosure. Fresh noise under an old entry would let the same budget
     # buy two answers, so the round is lost and stays charged.

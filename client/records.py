@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from client.home import Home, version_of
 from client.training import Engine
+from client.training.plain import PlainEngine
 from client.training.trainable import check_trainable
 from common.data.binding import Binding, load_training
 from common.data.records import Records
@@ -88,7 +89,7 @@ def network_of(home: Home, plan: Plan) -> nn.Module:
     return _model(home, plan).network
 
 
-def engine_of(home: Home, plan: Plan) -> Engine:
+def engine_of(home: Home, plan: Plan) -> Engine | PlainEngine:
     """The engine that trains it: one a process, whichever of its clients is asked."""
     return _engine(plan, tuple(sorted(home.binding.models.items())))
 
@@ -112,7 +113,9 @@ def _check_model(plan: Plan, models: tuple[tuple[str, str], ...]) -> None:
 
 
 @lru_cache(maxsize=2)
-def _engine(plan: Plan, models: tuple[tuple[str, str], ...]) -> Engine:
+def _engine(plan: Plan, models: tuple[tuple[str, str], ...]) -> Engine | PlainEngine:
+    if plan.central:
+        return PlainEngine(_build(plan, models).network, plan)
     return Engine(_build(plan, models).network, plan.privacy, plan.optimizer, plan.rounds)
 
 

@@ -20,7 +20,7 @@ from client.kept import Kept
 from client.personal import begin, part
 from client.records import TrainingSet, engine_of, network_of, records_for_round
 from common import durable
-from common.compression import Codec, codec_for
+from common.coding import Codec, codec_for
 from common.errors import InputError, PlanError, Refusal, TrustError
 from common.keys import Identity
 from common.ledger import Entry, Head, Kind, Ledger, merkle

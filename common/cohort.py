@@ -21,7 +21,8 @@ class Cohort:
 
     Args:
         clients: how many valid replies a round is after, 1 to 65,536, which is what the exact mean
-            holds; all that are there if fewer.
+            holds; all that are there if fewer. With central trust, who is asked is drawn among all
+            who are enrolled, and this is only how many the first round waits for.
         quorum: how many valid replies a round needs to change the model, 1 to ``clients``.
         deadline: seconds that a round waits for replies, > 0.
         over_selection: how many more clients than that are asked, >= 0. The round ends as soon as

@@ -109,8 +109,8 @@ class Refusal(TrustError):
     """A client's guard declined a request. Only ``code`` leaves the client.
 
     Codes: ``malformed``, ``bad-signature``, ``wrong-client``, ``not-approved``, ``wrong-model``,
-    ``below-floor``, ``outside-period``, ``other-columns``, ``policy-unusable``, ``stale-round``,
-    ``forfeited``, ``no-rounds-left``, ``budget-exhausted``, ``ledger-unusable``,
+    ``below-floor``, ``outside-period``, ``other-columns``, ``other-unit``, ``policy-unusable``,
+    ``stale-round``, ``forfeited``, ``no-rounds-left``, ``budget-exhausted``, ``ledger-unusable``,
     ``ledger-rolled-back``, ``ledger-forked``.
     """
 

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from common.aggregation import FEDAVG, Aggregation
 from common.canonical import Json, digest, encode, number
+from common.central import Central, check_central
 from common.cohort import Cohort, Stopping
 from common.compression import Compression
 from common.config import Table, open_digested
@@ -22,7 +23,7 @@ from common.errors import PlanError
 from common.personal import Personal
 from common.privacy.events import ADJACENCY, Event
 
-__all__ = ["Cohort", "Optimizer", "Plan", "Privacy", "Release", "Stopping"]
+__all__ = ["Central", "Cohort", "Optimizer", "Plan", "Privacy", "Release", "Stopping"]
 
 SCHEMA_VERSION = 2  # 2: methods, schedules, averaging, proximal term, noise draws
 TASKS = ("classification",)
@@ -37,16 +38,17 @@ UNITS = {"local": "record", "distributed": "record", "central": "client"}
 
 @dataclass(frozen=True)
 class Privacy:
-    """One client's mechanism, all of it public.
+    """The mechanism, all of it public: of one client with local trust, of the server with central.
 
     Args:
-        trust: who adds noise; ``local``: each client, in full.
-        sampling_rate: q in (0, 1], the chance that a step uses a record.
+        trust: who adds noise; ``local``: each client, in full; ``central``: the server.
+        sampling_rate: q in (0, 1], the chance that a step uses a record, or a round a client.
         noise_multiplier: sigma >= 1e-6, in units of ``clipping_norm``.
-        clipping_norm: C from 1e-5 to 1e6, greatest L2 norm of one record's gradient.
-        steps: local steps a round, >= 1.
-        divisor: public number that a step's noised sum is divided by, >= 1e-3; usually the expected
-            batch of a typical client. Never the number of records.
+        clipping_norm: C from 1e-5 to 1e6, greatest L2 norm of one record's gradient, or of one
+            client's update (the first round's, where it adapts).
+        steps: uses of the mechanism a round, >= 1: local steps; with central trust always 1.
+        divisor: public number that a noised sum is divided by, >= 1e-3; usually the expected
+            batch of a typical client, or the clients expected in a round. Never a count.
         delta: in (0, 1); stated for the whole plan.
         noise_draws: 1 or 4, how many independent normals add up to one noise value. The sum has
             the same variance, so it costs the same epsilon; behind four are more random bits than
@@ -68,7 +70,7 @@ class Privacy:
         return UNITS[self.trust]
 
     def event(self, rounds: int = 1) -> Event:
-        """What ``rounds`` rounds do to a record."""
+        """What ``rounds`` rounds do to a record, or with central trust to a client."""
         return Event(self.sampling_rate, self.noise_multiplier, self.steps * rounds)
 
     def json(self) -> Json:
@@ -89,16 +91,25 @@ class Privacy:
     def read(cls, table: Table, rounds: int) -> Privacy:
         """Read ``[plan.privacy]``, calibrating the noise where only a target epsilon is given."""
         trust = table.text("trust", choices=TRUST_MODES)
-        if trust != "local":
+        if trust == "distributed":
             raise table.error(
                 "trust",
                 f"trust = {trust!r} is not built yet",
-                hint='use trust = "local": each client adds its own noise, in full',
+                hint='use trust = "local": each client adds its own noise, in full; or "central": '
+                "the server adds it, and is trusted with each update",
             )
         table.text("unit", UNITS[trust], choices=(UNITS[trust],))
         table.text("adjacency", ADJACENCY, choices=(ADJACENCY,))
         rate = table.number("sampling_rate", low=1e-9, high=1)
-        steps = table.integer("steps", low=1, high=10**6)
+        # With central trust a round is one step, and local steps are no part of the mechanism.
+        default = {"default": 1} if trust == "central" else {}
+        steps = table.integer("steps", **default, low=1, high=10**6)
+        if trust == "central" and steps != 1:
+            raise table.error(
+                "steps",
+                f'steps = {steps} contradicts trust = "central": a round draws noise once',
+                hint="leave steps out; local_steps in [plan.central] is how long a client trains",
+            )
         if steps * rounds > MAX_STEPS:
             raise table.error(
                 "steps",
@@ -279,9 +290,11 @@ class Plan:
     stopping: Stopping | None = None
     compression: Compression | None = None
     personal: Personal | None = None
+    central: Central | None = None  # exactly with trust = "central"
 
     def event(self) -> Event:
-        """The whole declared plan, as it falls on a record of a client that is in every round."""
+        """The whole declared plan, as it falls on a record of a client that is in every round, or
+        with central trust on an enrolled client, drawn or not."""
         return self.privacy.event(self.rounds)
 
     def exposure(self, most_steps: int) -> Event:
@@ -321,6 +334,8 @@ class Plan:
             document["compression"] = self.compression.json()
         if self.personal:
             document["personal"] = self.personal.json()
+        if self.central:
+            document["central"] = self.central.json()
         return document
 
     @classmethod
@@ -336,6 +351,7 @@ class Plan:
         """Read ``[plan]`` of an experiment file."""
         rounds = table.integer("rounds", low=1, high=10**6)
         cohort = Cohort.read(table.table("cohort"))
+        privacy = Privacy.read(table.table("privacy"), rounds)
         plan = cls(
             name=table.name("name"),
             task=table.text("task", "classification", choices=TASKS),
@@ -344,13 +360,18 @@ class Plan:
             schema=Schema.read(table.table("schema")),
             cohort=cohort,
             optimizer=Optimizer.read(table.table("optimizer"), cohort.quorum),
-            privacy=Privacy.read(table.table("privacy"), rounds),
+            privacy=privacy,
             release=_read_release(table.table("release")),
             stopping=Stopping.read(table.table("stopping")) if table.has("stopping") else None,
             compression=(
                 Compression.read(table.table("compression")) if table.has("compression") else None
             ),
             personal=Personal.read(table.table("personal")) if table.has("personal") else None,
+            central=Central.read(
+                table.table("central"), privacy.clipping_norm, privacy.noise_multiplier
+            )
+            if privacy.trust == "central"
+            else None,
         )
         if plan.personal and plan.stopping:
             raise table.error(
@@ -358,6 +379,15 @@ class Plan:
                 "[plan.stopping] has no score to go by: personal layers leave no global model",
                 hint="leave [plan.stopping] or [plan.personal] out",
             )
+        if plan.personal and plan.central:
+            raise table.error(
+                "personal",
+                '[plan.personal] is not built for trust = "central": what stays on a client '
+                "has no noise there",
+                hint='leave [plan.personal] out, or use trust = "local"',
+            )
+        if plan.central:
+            check_central(table, cohort, plan.optimizer.aggregation)
         table.done()
         return plan
 

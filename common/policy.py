@@ -20,7 +20,7 @@ from datetime import UTC, date, datetime
 from common.canonical import MAX_INTEGER, Json, digest, encode, number
 from common.config import Table, open_digested
 from common.errors import BudgetError, PlanError
-from common.plan import Plan
+from common.plan import UNITS, Plan
 from common.privacy.filter import Budget, least_budget
 
 SCHEMA_VERSION = 2  # 2: version, period, columns, approved plans; signed
@@ -47,6 +47,10 @@ class Policy:
             None: any that the data has.
         approved_plans: digests of the plans that the owner approved.
         simulated: this is not anybody's data: repeatable noise is allowed and marked.
+        unit: what the budget protects. ``record``: only plans whose clients add the noise.
+            ``client``: only plans with central trust, where an update leaves without noise and the
+            coordinator's honesty protects. One data set has one unit for good: costs of the two
+            do not add up.
         version: >= 1; an owner's later policy for the same data set has a greater one.
     """
 
@@ -62,6 +66,7 @@ class Policy:
     approved_plans: tuple[str, ...] = ()
     simulated: bool = False
     version: int = 1
+    unit: str = "record"
 
     def check(self, plan: Plan, now: str | None = None) -> None:
         """Refuse a plan that the owner did not approve, or that the terms forbid today.
@@ -86,10 +91,11 @@ class Policy:
         """Refuse a plan outside of the period, the columns or the floors, whatever budget is left.
 
         Raises:
-            PlanError: ``outside-period``, ``other-columns`` or ``below-floor``; names what the plan
-                asks for and what the owner allows.
+            PlanError: ``outside-period``, ``other-columns``, ``other-unit`` or ``below-floor``;
+                names what the plan asks for and what the owner allows.
         """
         self._check_period(now)
+        self._check_unit(plan)
         self._check_columns(plan)
         privacy = plan.privacy
         broken = [
@@ -135,6 +141,26 @@ class Policy:
                 else "ask the data owner for a policy of a new period; what was spent stays spent",
                 code="outside-period",
             )
+
+    def _check_unit(self, plan: Plan) -> None:
+        if plan.privacy.unit == self.unit:
+            return
+        central = plan.privacy.trust == "central"
+        raise PlanError(
+            f"the policy for {self.dataset!r} does not allow this plan: it protects each "
+            f"{plan.privacy.unit}, and the owner's budget is for each {self.unit}"
+            + (
+                "; in it the server sees each update without noise, and only the coordinator's "
+                "honesty protects"
+                if central
+                else ""
+            ),
+            hint='an owner who trusts the coordinator with that says unit = "client" in the policy '
+            "of a data set of its own"
+            if central
+            else 'this data set is for plans with trust = "central"; use another for this plan',
+            code="other-unit",
+        )
 
     def _check_columns(self, plan: Plan) -> None:
         if self.columns is None:
@@ -200,6 +226,8 @@ class Policy:
             "approved_plans": list(self.approved_plans),
             "simulated": self.simulated,
         }
+        if self.unit != "record":
+            result["unit"] = self.unit
         if self.valid_from is not None:
             result["valid_from"] = self.valid_from.isoformat()
         if self.valid_until is not None:
@@ -242,6 +270,7 @@ class Policy:
             approved_plans=_digests(table) if signed else (),
             simulated=table.flag("simulated", False),
             version=table.integer("version", low=1, high=MAX_INTEGER) if signed else 1,
+            unit=table.text("unit", "record", choices=tuple(sorted(set(UNITS.values())))),
         )
         if policy.valid_from and policy.valid_until and policy.valid_from > policy.valid_until:
             raise table.error(
@@ -250,6 +279,28 @@ class Policy:
             )
         table.done()
         return policy
+
+
+def public_terms(policy: Policy) -> Json:
+    """The owner's terms as a ledger states them: enough to check a spend, no data set id."""
+    terms: Json = {
+        "budget": number(policy.budget.epsilon),
+        "delta": number(policy.budget.delta),
+        "order": policy.budget.order,
+        "spare_rounds": policy.spare_rounds,
+        "least_noise_multiplier": number(policy.least_noise_multiplier),
+        "greatest_sampling_rate": number(policy.greatest_sampling_rate),
+        "most_rounds": policy.most_rounds,
+        "valid_from": policy.valid_from.isoformat() if policy.valid_from else None,
+        "valid_until": policy.valid_until.isoformat() if policy.valid_until else None,
+        "simulated": policy.simulated,
+    }
+    return terms if policy.unit == "record" else {**terms, "unit": policy.unit}
+
+
+def unit_of(terms: Json) -> str:
+    """What the budget in :func:`public_terms` is for: ``record`` or ``client``."""
+    return str(terms.get("unit", "record"))
 
 
 def _digests(table: Table) -> tuple[str, ...]:

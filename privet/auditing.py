@@ -68,6 +68,17 @@ def what_to_test(target: Path | None) -> Tested:
         InputError: it is neither, or malformed.
         TrustError: the run's bundle is wrong.
     """
+    tested = _read(target)
+    if tested.privacy.trust == "central":
+        raise InputError(
+            "with central trust the server draws the noise, and this suite tests a client's engine",
+            hint="test a plan with local trust; what the server does is tested in tests/server",
+            code="nothing-to-test",
+        )
+    return tested
+
+
+def _read(target: Path | None) -> Tested:
     if target is None:
         return Tested("the built-in mechanism", BUILT_IN, 1, None, {}, None)
     if not target.is_dir():

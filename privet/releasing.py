@@ -1,9 +1,9 @@
 """From a finished run to a published model: what it takes two parties to do.
 
 The rule: the coordinator proposes, and an independent approver recomputes every epsilon from the
-clients' own ledgers before adding the second signature, to the privacy statement and to the TUF
-targets. Neither can publish alone. In a simulation both live in this process and the release says
-``simulated``.
+clients' own ledgers (with central trust from the coordinator's) before adding the second signature,
+to the privacy statement and to the TUF targets. Neither can publish alone. In a simulation both
+live in this process and the release says ``simulated``.
 """
 
 from __future__ import annotations
@@ -21,21 +21,28 @@ from common.bundle import Bundle, Trust
 from common.canonical import Json
 from common.errors import TrustError
 from common.inference import KnownAnswers
-from common.keys import SigningKey
+from common.keys import PublicKey, SigningKey
 from common.ledger import Entry, SignedHead
 from common.ledger.file import read_federation
 from common.models.networks import load_parameters, parameters_of
 from common.models.preprocess import ServingModel
 from common.models.registry import build
 from common.personal import whole
-from common.plan import Plan
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
 from common.wire import Arrays, pack_arrays
+from server.central.books import open_books
 from server.checkpoint import CheckpointStore
 from server.heads import note_of
 from server.home import COORDINATOR, ServerHome
 from server.release.export import to_onnx
-from server.release.release import Release, assemble, privacy_predicate, subjects
+from server.release.release import (
+    CENTRAL_LIMITS,
+    LIMITS,
+    Release,
+    assemble,
+    privacy_predicate,
+    subjects,
+)
 from server.release.repository import Repository, Roles
 from simulations.population import APPROVER, RECOVERY, Run
 
@@ -60,6 +67,15 @@ class _Artifacts:
     answers: KnownAnswers
 
 
+@dataclass(frozen=True)
+class _Ledgers:
+    """By pseudonym: the key that signed a ledger, its entries, and how far it was countersigned."""
+
+    keys: Mapping[str, PublicKey]
+    chains: Mapping[str, list[Entry]]
+    heads: Mapping[str, SignedHead]
+
+
 def publish_run(run: Run) -> Published:
     """Release a simulated run's last checkpoint: bundle, trust file, repository.
 
@@ -81,16 +97,15 @@ def publish_run(run: Run) -> Published:
     version = repository.version + 1
 
     artifacts = _artifacts(home, checkpoint.model)
-    chains = _chains(run, home)
-    heads = _heads(home, checkpoint.heads, coordinator)
-    proposal = _propose(home, artifacts, chains, heads, version, checkpoint.round, coordinator)
+    ledgers = _ledgers(run, home, checkpoint.heads, coordinator)
+    proposal = _propose(home, artifacts, ledgers, version, checkpoint.round, coordinator)
     bundle = Bundle(
         plan=run.plan_envelope.read_bytes(),
         statement=proposal.encode(),
         signers={COORDINATOR: coordinator.public, APPROVER: approver.public},
-        clients={member.pseudonym: member.key for member in home.members.values()},
-        ledgers=chains,
-        heads={name: note.encode() for name, note in heads.items()},
+        clients=ledgers.keys,
+        ledgers=ledgers.chains,
+        heads={name: note.encode() for name, note in ledgers.heads.items()},
     )
     trust = Trust(
         signers={role: key.fingerprint for role, key in bundle.signers.items()},
@@ -129,34 +144,41 @@ def _artifacts(home: ServerHome, arrays: Arrays) -> _Artifacts:
     return _Artifacts(pack_arrays(arrays), to_onnx(serving, plan.schema), answers)
 
 
-def _chains(run: Run, home: ServerHome) -> dict[str, list[Entry]]:
-    """What each client's ledger says of this federation, by pseudonym."""
-    federation = home.signing_key().public.fingerprint
-    return {
-        member.pseudonym: read_federation(run.ledger(member.name), federation)
-        for member in home.members.values()
-    }
-
-
-def _heads(
-    home: ServerHome, heads: Mapping[str, Json], coordinator: SigningKey
-) -> dict[str, SignedHead]:
-    """How far the coordinator saw each client's ledger, by pseudonym, with both signatures."""
-    notes = {m.pseudonym: note_of(m, coordinator, heads) for m in home.members.values()}
-    return {name: note for name, note in notes.items() if note is not None}
+def _ledgers(
+    run: Run, home: ServerHome, heads: Mapping[str, Json], coordinator: SigningKey
+) -> _Ledgers:
+    """What is published of ledgers: each client's chain of this federation; with central trust the
+    coordinator's alone, which holds nothing of who took part."""
+    if home.plan.central:
+        books = open_books(home)
+        who = books.identity
+        return _Ledgers(
+            {who.pseudonym: who.key.public},
+            {who.pseudonym: list(books.chain())},
+            {who.pseudonym: books.note()},
+        )
+    federation, members = coordinator.public.fingerprint, home.members.values()
+    notes = {member.pseudonym: note_of(member, coordinator, heads) for member in members}
+    return _Ledgers(
+        {member.pseudonym: member.key for member in members},
+        {
+            member.pseudonym: read_federation(run.ledger(member.name), federation)
+            for member in members
+        },
+        {name: note for name, note in notes.items() if note is not None},
+    )
 
 
 def _propose(
     home: ServerHome,
     artifacts: _Artifacts,
-    chains: Mapping[str, list[Entry]],
-    heads: Mapping[str, SignedHead],
+    ledgers: _Ledgers,
     version: int,
     rounds: int,
     coordinator: SigningKey,
 ) -> Envelope:
     """The coordinator's statement: what the ledgers add up to, signed once."""
-    plan: Plan = home.plan
+    plan, chains, heads = home.plan, ledgers.chains, ledgers.heads
     spends = [spend(name, chain, plan) for name, chain in chains.items()]
     event = exposure(plan, spends)
     stated = accountants(event, plan.privacy.delta)
@@ -183,7 +205,8 @@ def _propose(
             )
             for name, chain in chains.items()
         },
-        clients=len(chains),
+        clients=None if plan.central else len(chains),
+        limits=CENTRAL_LIMITS if plan.central else LIMITS,
     )
     statement = privacy_statement(subjects(artifacts.weights, artifacts.model), predicate)
     return Envelope.sign(INTOTO_TYPE, statement, [coordinator])

@@ -233,14 +233,19 @@ def _summary(
         "name": plan.name,
         "plan": plan.digest,
         "rounds": plan.rounds,
-        "clients": len(verdict.clients),
+        "clients": None if plan.central else len(verdict.clients),
         "simulated": True,
         "seed": experiment.settings.seed,
         "metrics": {
             "accuracy": metrics[-1]["accuracy"],
             "test": experiment.binding.test,
-            "rounds_changed": sum(bool(line["changed"]) for line in metrics),
-            "replies_dropped": sum(len(line["dropped"]) for line in metrics),
+            # With central trust nothing that may be shown around says who or how many answered.
+            "rounds_changed": None
+            if plan.central
+            else sum(bool(line["changed"]) for line in metrics),
+            "replies_dropped": None
+            if plan.central
+            else sum(len(line["dropped"]) for line in metrics),
         },
         "personal": list(plan.personal.layers) if plan.personal else [],
         "traffic": {

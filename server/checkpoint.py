@@ -43,6 +43,7 @@ class Checkpoint:
         spent: clients whose last answer was that their budget is used up.
         best, waited: of early stopping: the best score so far, in [0, 1], and the rounds since.
         ended: why there are no more rounds; empty while there are.
+        norm: the next round's clipping norm; None but with central trust.
     """
 
     run: str
@@ -58,6 +59,7 @@ class Checkpoint:
     best: float | None = None
     waited: int = 0
     ended: str = ""
+    norm: float | None = None
 
 
 class CheckpointStore:
@@ -95,6 +97,8 @@ class CheckpointStore:
             "waited": checkpoint.waited,
             "ended": checkpoint.ended,
         }
+        if checkpoint.norm is not None:
+            manifest["norm"] = number(checkpoint.norm)
         name = f"round-{checkpoint.round:06d}"
         if checkpoint.rule:
             rule = pack_arrays(checkpoint.rule)
@@ -229,7 +233,7 @@ def _rule_file(manifest: Path) -> Path:
 def _checkpoint(document: Json, model: Arrays, rule: Arrays) -> Checkpoint:
     """What :meth:`CheckpointStore.save` wrote; of version 2, what that one knew."""
     best = document.get("best")
-    standing = document.get("standing")
+    standing, norm = document.get("standing"), document.get("norm")
     return Checkpoint(
         run=document["run"],
         plan=document["plan"],
@@ -244,4 +248,5 @@ def _checkpoint(document: Json, model: Arrays, rule: Arrays) -> Checkpoint:
         best=None if best is None else parse_number(best),
         waited=document.get("waited", 0),
         ended=document.get("ended", ""),
+        norm=None if norm is None else parse_number(norm),
     )

@@ -52,6 +52,7 @@ REFUSALS = frozenset(
         "not-approved",
         "operation-failed",
         "other-columns",
+        "other-unit",
         "outside-period",
         "policy-unusable",
         "refused",

@@ -7,6 +7,7 @@ from anybody else does not count. Keys are elsewhere; ``server.json`` names the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from common.data.binding import Binding
 from common.errors import InputError, OperationError, PlanError, TrustError
 from common.keys import KeyDirectory, PublicKey, SigningKey
 from common.plan import Plan
+from common.policy import Policy
 from server.settings import Settings
 
 SCHEMA_VERSION = 1
@@ -45,6 +47,8 @@ class ServerHome:
         members: enrolled clients by name.
         binding: where the public test set and the models are, on this machine.
         seed: makes initial weights and cohorts repeatable; None in a deployment.
+        operator: what the operator allows, in whole clients; only with central trust.
+        ledger: the coordinator's own, which is not this run's; only with central trust.
     """
 
     path: Path
@@ -54,6 +58,8 @@ class ServerHome:
     members: Mapping[str, Member]
     binding: Binding
     seed: int | None
+    operator: Policy | None = None
+    ledger: Path | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -125,6 +131,9 @@ class ServerHome:
         }
         if self.seed is not None:
             document["seed"] = self.seed
+        if self.operator is not None and self.ledger is not None:
+            document["operator"] = self.operator.json()
+            document["ledger"] = os.path.relpath(self.ledger, self.path)
         durable.replace(self.path / "server.json", encode(document))
 
     @classmethod
@@ -150,6 +159,7 @@ class ServerHome:
             raise PlanError(f"{path / 'server.json'}: {error}") from error
         document.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
         members = document.table("members")
+        central = document.has("operator") and document.has("ledger")
         home = cls(
             path=path,
             run=document.text("run"),
@@ -158,6 +168,8 @@ class ServerHome:
             members={name: _member(members.table(name), name) for name in members.values},
             binding=Binding.decode(encode(document.table("binding").values)),
             seed=document.integer("seed", low=0, high=2**53 - 1) if document.has("seed") else None,
+            operator=Policy.decode(encode(document.table("operator").values)) if central else None,
+            ledger=path / document.text("ledger") if central else None,
         )
         members.done()
         document.done()

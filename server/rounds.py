@@ -18,12 +18,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.canonical import Json
-from common.compression import codec_for
+from common.coding import codec_for
 from common.errors import BudgetError, InputError, NetworkError
 from common.ledger import Head
 from common.wire import Arrays, RoundRequest, digest_arrays
 from server.aggregation.rules import advance, rule_for
 from server.aggregation.validate import Expected, Rejected, open_reply
+from server.central import CentralRounds, budget_used
 from server.checkpoint import ALL_ROUNDS, BUDGET_USED, NO_IMPROVEMENT, Checkpoint, CheckpointStore
 from server.events import public_code
 from server.heads import close, head_json, seen_of
@@ -100,6 +101,10 @@ class RoundLoop:
         latest = self._store.latest()
         self._state = latest or Checkpoint(home.run, self._plan.digest, 0, initial)
         self._rule = rule_for(self._plan.optimizer.aggregation, self._shapes, self._state.rule)
+        self._central = (
+            CentralRounds(home, self._shapes, self._state.norm) if self._plan.central else None
+        )
+        self._taker = self._central or self._rule  # of valid updates
 
     def run(self) -> Arrays:
         """All remaining rounds; the final model.
@@ -119,6 +124,10 @@ class RoundLoop:
                 self._leave()
             if first and len(nodes) < self._plan.cohort.quorum:
                 raise self._too_few(len(nodes))
+            if self._central and not self._central.may_go_on(self._state, incarnation):
+                self._state = replace(self._state, ended=BUDGET_USED)
+                self._store.save(self._state)
+                break
             self._round(self._state.round + 1, incarnation, nodes, under_way)
             first, under_way = False, {}
         self._close()
@@ -184,8 +193,10 @@ class RoundLoop:
         self._state = replace(self._state, standing=before.lifted(self._home.read_lifts()))
         self._record.lifted(self._state.round, before, self._state.standing)
 
-    def _choose(self, round_: int, present: list[str]) -> list[str]:
+    def _choose(self, round_: int, incarnation: int, present: list[str]) -> list[str]:
         """This round's cohort, by stable name: the same in every process for a seed."""
+        if self._central:
+            return self._central.draw(round_, incarnation, present)
         if len(present) < self._plan.cohort.quorum:
             return []  # whoever was asked would spend for nothing
         size = min(self._plan.cohort.asked, len(present))
@@ -204,7 +215,8 @@ class RoundLoop:
     ) -> None:
         """One round; ``under_way`` holds the nonces of one that a crash cut off, to send again."""
         began = self._clock.now()
-        cohort = sorted(set(under_way) & set(nodes)) or self._choose(round_, sorted(nodes))
+        cohort = sorted(set(under_way) & set(nodes))
+        cohort = cohort or self._choose(round_, incarnation, sorted(nodes))
         requests = {
             client: self._request(client, round_, incarnation, under_way.get(client))
             for client in cohort
@@ -212,7 +224,7 @@ class RoundLoop:
         self._store.begin_round(
             incarnation, round_, {client: request.nonce for client, request in requests.items()}
         )
-        self._rule.begin()
+        self._taker.begin()
         self._bytes = 0
         self._record.begin(round_, asked=len(cohort), present=len(nodes), again=bool(under_way))
         dropped = dict[str, str]()
@@ -226,7 +238,7 @@ class RoundLoop:
         )
 
         def enough() -> bool:
-            return self._rule.count >= self._plan.cohort.clients
+            return not self._central and self._rule.count >= self._plan.cohort.clients
 
         for message in self._nodes.exchange(messages, round_, enough):
             client = by_node.pop(message.metadata.src_node_id, None)
@@ -241,7 +253,7 @@ class RoundLoop:
                 dropped[client] = public_code(error.code)
         dropped |= dict.fromkeys(by_node.values(), "late" if enough() else "silent")
         asked = {client: nodes[client] for client in cohort}
-        self._finish(round_, began, heads, dropped, asked)
+        self._finish(round_, incarnation, began, heads, dropped, asked)
 
     def _accept(self, message: Message, client: str, request: RoundRequest) -> Json:
         reply = read_reply(message, self._limit, coded=self._codec is not None)
@@ -255,26 +267,31 @@ class RoundLoop:
             codec=self._codec,
         )
         receipt, update = open_reply(expected, reply.update, reply.receipt)
-        self._rule.add(client, update)
+        self._taker.add(client, update)
         self._bytes += reply.size
         return head_json(receipt)
 
     def _finish(
         self,
         round_: int,
+        incarnation: int,
         began: float,
         heads: Mapping[str, Json],
         dropped: Mapping[str, str],
         asked: Mapping[str, int],
     ) -> None:
-        model, unchanged = advance(self._rule, round_, self._state.model, self._plan.cohort.quorum)
+        before, valid = self._state.model, self._taker.count
+        if self._central:
+            model, unchanged = self._central.advance(self._rule, round_, incarnation, before)
+        else:
+            model, unchanged = advance(self._rule, round_, before, self._plan.cohort.quorum)
         self._nodes.codes.update(dropped.values())
         strays, self._nodes.strays = self._nodes.strays, Counter()
         outcomes = {client: dropped.get(client, VALID) for client in asked}
         report = RoundReport(
             round=round_,
             asked=len(asked),
-            valid=self._rule.count,
+            valid=valid,
             changed=not unchanged,
             unchanged=unchanged,
             dropped=dropped,
@@ -283,9 +300,9 @@ class RoundLoop:
             accuracy=self._score(model) if self._score else None,
             seconds=round(self._clock.now() - began, 3),
             update_bytes=self._bytes,
-            uncompressed_bytes=self._rule.count * self._plain_bytes,
+            uncompressed_bytes=valid * self._plain_bytes,
         )
-        before = self._state.standing
+        standing = self._state.standing
         self._state = self._judge(
             replace(
                 self._state,
@@ -295,12 +312,13 @@ class RoundLoop:
                 heads=heads,
                 rule=self._rule.state(),
                 closed=False,
-                standing=before.after(self._settings.rule, round_, outcomes),
+                standing=standing.after(self._settings.rule, round_, outcomes),
+                norm=self._central.norm if self._central else None,
             ),
             outcomes,
             report,
         )
-        self._record.end(report, outcomes, asked, before, self._state)
+        self._record.end(report, outcomes, asked, standing, self._state)
         self._store.save(self._state)
         self._record.count(report, outcomes)
         self._tell()
@@ -318,7 +336,8 @@ class RoundLoop:
         if stopping and report.changed and report.accuracy is not None:
             best, waited = stopping.judge(best, waited, report.accuracy)
             ended = NO_IMPROVEMENT if waited >= stopping.patience else ""
-        if spent and len(set(self._home.members) - spent) < self._plan.cohort.quorum:
+        left = len(set(self._home.members) - spent)
+        if spent and not self._central and left < self._plan.cohort.quorum:
             ended = BUDGET_USED
         if state.round >= self._plan.rounds:
             ended = ALL_ROUNDS
@@ -363,6 +382,8 @@ class RoundLoop:
         )
 
     def _nothing_changed(self) -> BudgetError | NetworkError:
+        if self._central:
+            return budget_used()
         codes = ", ".join(
             f"{public_code(code)} x {count}" for code, count in self._nodes.codes.most_common()
         )

@@ -30,6 +30,7 @@ from common.errors import DataError, InputError
 from common.keys import KeyDirectory
 from common.models.registry import build
 from common.statement import PLAN_TYPE, Envelope
+from server.central.books import Books
 from server.home import COORDINATOR, Member, ServerHome
 from simulations.download import ensure
 from simulations.experiment import Experiment
@@ -52,6 +53,11 @@ class Run:
     @property
     def custodies(self) -> Path:
         return self.path / "custody"
+
+    @property
+    def coordinator_ledger(self) -> Path:
+        """The coordinator's own ledger, with central trust."""
+        return self.path / "coordinator" / "ledger.jsonl"
 
     @property
     def experiment(self) -> Path:
@@ -131,7 +137,7 @@ def _put(draft: Path, out: Path) -> None:
 def _fill(
     run: Run, experiment: Experiment, shares: dict[str, Rows], progress: Callable[[int, int], None]
 ) -> None:
-    plan, settings = experiment.plan, experiment.settings
+    plan, policy, settings = experiment.plan, experiment.policy, experiment.settings
     coordinator = run.party(COORDINATOR).create(COORDINATOR)
     for other in (APPROVER, RECOVERY):
         run.party(other).create(other)
@@ -161,6 +167,9 @@ def _fill(
         identity = home.read_ledger().identity(home.federation)
         members[name] = Member(name, identity.pseudonym, identity.key.public)
         progress(done, len(shares))
+    central = plan.central is not None
+    if central:
+        Books.create(run.coordinator_ledger, run.keys / COORDINATOR)
     ServerHome(
         path=run.path,
         run=secrets.token_hex(16),
@@ -169,6 +178,8 @@ def _fill(
         members=members,
         binding=experiment.binding,
         seed=settings.seed,
+        operator=replace(policy, dataset=COORDINATOR, approved_plans=()) if central else None,
+        ledger=run.coordinator_ledger if central else None,
     ).create()
 
 

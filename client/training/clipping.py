@@ -81,7 +81,7 @@ class ClippedSum:
             chosen = torch.arange(len(labels))
         if not len(chosen):
             return total
-        with _one_thread():
+        with one_thread():
             self._prepare(features.shape[1:])
             for start, end, size in micro_batches(len(chosen), self._sizes):
                 self._add(total, features, labels, clip, chosen[start:end], size)
@@ -120,7 +120,7 @@ class ClippedSum:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """More would cut vector loops anywhere, and so round by place."""
     threads = torch.get_num_threads()
     if threads != 1:

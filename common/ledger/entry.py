@@ -41,6 +41,7 @@ class Kind(StrEnum):
     """What an entry records, and the fields of its body."""
 
     APPROVAL = "approval"  # the owner agreed to a plan: its terms, the code, the columns
+    ENROLMENT = "enrolment"  # central trust: the whole plan, spent by one run, drawn or not
     INTENT = "intent"  # about to draw noise: spent from here on, whatever happens
     DISCLOSURE = "disclosure"  # these bytes left, under that intent
     COUNTERSIGNATURE = "countersignature"  # the run is over; the coordinator vouches for its end
@@ -49,8 +50,10 @@ class Kind(StrEnum):
 
 
 BODY_FIELDS: dict[Kind, frozenset[str]] = {
+    # An intent's ``event`` is null where an enrolment has paid for the round.
     # ``policy`` and ``data`` are salted commitments: they can be opened, and say nothing closed.
     Kind.APPROVAL: frozenset({"plan", "terms", "code", "model", "features", "policy", "data"}),
+    Kind.ENROLMENT: frozenset({"plan", "event", "spent"}),
     Kind.POLICY: frozenset({"version", "digest"}),
     Kind.INTENT: frozenset(
         {"plan", "run", "incarnation", "round", "request", "model", "event", "clipping_norm"}
@@ -125,7 +128,7 @@ class Entry:
         return key.verify(self.signature, _CONTEXT + encode(self._signed_fields()))
 
     def event(self) -> Event:
-        """What an intent spends; :class:`CanonicalError` for another kind or a malformed body."""
+        """What an intent or an enrolment spends; :class:`CanonicalError` where nothing is spent."""
         return Event.from_json(self.body.get("event"))
 
     def json(self) -> Json:
@@ -183,8 +186,8 @@ def now() -> str:
 
 
 def events(entries: Iterable[Entry]) -> list[Event]:
-    """What these entries spent: one event for each intent, disclosed or not."""
-    return [entry.event() for entry in entries if entry.kind is Kind.INTENT]
+    """What these entries spent: one event for each that names one, disclosed or not."""
+    return [entry.event() for entry in entries if entry.body.get("event") is not None]
 
 
 def spent_json(entries: Iterable[Entry], order: int, *more: Event) -> Json:
@@ -226,7 +229,7 @@ def verify_chain(entries: Sequence[Entry], key: PublicKey) -> None:
 def _check_body(kind: Kind, body: object) -> None:
     if not isinstance(body, dict) or set(body) != BODY_FIELDS[kind]:
         raise CanonicalError(f"{kind.value}: other fields than {sorted(BODY_FIELDS[kind])}")
-    if kind is Kind.INTENT:
+    if kind is Kind.ENROLMENT or (kind is Kind.INTENT and body["event"] is not None):
         Event.from_json(body["event"])
     for field in {"round", "incarnation", "intent", "version"} & set(body):
         _check_count(kind, field, body[field])

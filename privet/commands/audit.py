@@ -100,7 +100,7 @@ def _print_verdict(data: dict[str, Any]) -> None:
         print(f"  - the headline recomputed, and the accountants agree: {names}")
     worst = max(data["clients"], key=lambda client: client["epsilon_filter"])
     print(
-        f"most exposed client {worst['pseudonym'][:12]}…: {worst['rounds']} rounds, epsilon_filter "
+        f"{data['spender']} {worst['pseudonym'][:12]}…: {worst['rounds']} rounds, epsilon_filter "
         f"{up(worst['epsilon_filter'], 4)} of policy.budget {worst['budget']:g}"
     )
 
@@ -177,8 +177,8 @@ def _print_recomputation(again: Recomputation) -> None:
     for name, value in again.summary.declared.items():
         print(f"  {name:<34}{value:.12f}")
     print(f"  {'replace-one, by PLD: to compare':<34}{again.replace_one:.12f}")
-    print(f"  {'epsilon_spent, most exposed, PLD':<34}{again.summary.spent:.12f}")
-    print(f"each client, by {'privet':>22} {'dp-accounting':>18}  difference")
+    print(f"  {'epsilon_spent, the most, PLD':<34}{again.summary.spent:.12f}")
+    print(f"each ledger, by {'privet':>22} {'dp-accounting':>18}  difference")
     for client in again.clients[:MOST_CLIENTS]:
         for name, pair in (
             ("epsilon_filter", client.epsilon_filter),

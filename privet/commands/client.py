@@ -235,6 +235,8 @@ def _print_policy(policy: Policy, owner_fingerprint: str) -> None:
     _line("rounds", f"at most {policy.most_rounds:,} a plan")
     columns = policy.columns
     _line("columns", "any" if columns is None else ", ".join(columns) or "none")
+    if policy.unit == "client":
+        _line("unit", "client: plans with central trust alone, whose coordinator sees each update")
     if policy.simulated:
         _line("simulated", "this is nobody's data: repeatable noise is allowed")
     plans = policy.approved_plans
@@ -265,6 +267,13 @@ def _print_proposal(data: dict[str, Any]) -> None:
         "protects",
         f"each {privacy['unit']}, {privacy['adjacency']}, trust {privacy['trust']}",
     )
+    if privacy["trust"] == "central":
+        print(
+            "NOTE: with central trust this client adds no noise. The coordinator sees its update, "
+            "clipped, as it is;\nonly the coordinator's honesty protects it from the coordinator. "
+            "The noise that the coordinator adds protects it\nfrom everybody else who sees the "
+            "model. The whole plan is charged at once, whether this client is drawn or not."
+        )
     _line("epsilon", f"{privacy['epsilon']:.4f} at delta {privacy['delta']:g}: the whole plan")
     _line(
         "epsilon_filter",

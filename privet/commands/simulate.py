@@ -72,7 +72,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for name, value in (
         *((own,) if summary["personal"] else of_all),
         (
-            "epsilon_spent, most exposed client",
+            "epsilon_spent, each client"
+            if privacy["trust"] == "central"
+            else "epsilon_spent, most exposed client",
             f"{up(privacy['epsilon_spent'], 3)} at delta {privacy['delta']:g} (epsilon_filter "
             f"{up(privacy['epsilon_filter'], 3)} of policy.budget {privacy['budget']:g})",
         ),

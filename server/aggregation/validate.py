@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.compression import Codec
+from common.coding import Codec
 from common.errors import TrustError
 from common.keys import PublicKey
 from common.ledger import Head, merkle

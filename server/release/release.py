@@ -41,6 +41,14 @@ LIMITS = (
     "It says nothing about accuracy, fairness, or attacks that do not depend on a single record.",
 )
 
+CENTRAL_LIMITS = (
+    "It is stated for each client with all of its records, against everybody who sees the model; "
+    "not against the coordinator, which saw each client's clipped update.",
+    "It holds if the coordinator drew clients by chance, clipped, added the stated noise and let "
+    "nothing else out; its ledger shows what it signed, not what its machine did.",
+    "It says nothing about accuracy, fairness, or attacks that do not depend on a single client.",
+)
+
 
 @dataclass(frozen=True)
 class Release:

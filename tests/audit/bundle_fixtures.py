@@ -148,7 +148,7 @@ class World:
 
     def filled(self, client: int, entries: list[Entry], kind: Kind, body: Json) -> Json:
         """What an honest client adds: what it has spent, and what the coordinator has seen."""
-        if kind is Kind.APPROVAL:
+        if kind in (Kind.APPROVAL, Kind.ENROLMENT):
             return {}
         more = [Event.from_json(body["event"])] if kind is Kind.INTENT else []
         spent = {"spent": spent_json(entries, ORDER, *more)}

@@ -14,7 +14,8 @@ from client.home import Home
 from client.kept import KEPT_RUNS
 from client.rounds import Answer, Client
 from common import durable
-from common.compression import RESIDUAL, Codec, Compression
+from common.coding import RESIDUAL, Codec
+from common.compression import Compression
 from common.errors import OperationError, Refusal
 from common.ledger import Kind
 from common.wire import Arrays, Receipt, digest_update

@@ -19,7 +19,8 @@ from client.rounds import Answer, Client
 from client.training.conformance import conformance, engine_subject
 from client.training.conformance.subject import Replay, Subject
 from client.training.engine import Engine
-from common.compression import Codec, Compression
+from common.coding import Codec
+from common.compression import Compression
 from common.errors import InputError, PlanError, Refusal
 from common.personal import Personal, check_layers, shared, whole
 from common.plan import Plan, Stopping

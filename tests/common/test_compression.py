@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from common.canonical import encode
-from common.compression import RESIDUAL, Codec, Compression, largest
+from common.coding import RESIDUAL, Codec, largest
+from common.compression import Compression
 from common.errors import PlanError, TrustError
 from common.plan import Plan
 from common.wire import Arrays, digest_arrays, digest_update

@@ -11,6 +11,7 @@ import pytest
 
 from common.aggregation import AGGREGATIONS, SETTINGS, Aggregation
 from common.canonical import encode
+from common.central import Adaptive, Central
 from common.compression import Compression
 from common.config import Table, read_toml
 from common.data.schema import Column, Schema
@@ -157,6 +158,7 @@ def test_an_override_means_the_same_as_the_file(read) -> None:
 
 
 def test_the_digest_changes_with_every_field(read) -> None:
+    adaptive = Adaptive(0.5, 0.2, 5.0, 0.1, 4.0)
     plan = read(TOML)
     adam, step = read(ADAM).optimizer, read(STEP).optimizer
     table = Schema("table", (1,), ("a", "b"), (Column("x", 0.0, 1.0),), target="y")
@@ -210,12 +212,19 @@ def test_the_digest_changes_with_every_field(read) -> None:
         *({"compression": Compression(*c)} for c in (
             ("fp16",), ("int8",), ("top-k", 0.01), ("top-k", 0.02),
         )),
+        *({"central": c} for c in (
+            Central(1, 1.0), Central(2, 1.0), Central(1, 0.5), Central(1, 1.0, adaptive),
+            *(Central(1, 1.0, replace(adaptive, **c)) for c in (
+                {"target_quantile": 0.4}, {"learning_rate": 0.3}, {"count_noise": 6.0},
+                {"least_norm": 0.2}, {"greatest_norm": 8.0},
+            )),
+        )),
     ]  # fmt: skip
     digests = {plan.digest, *(replace(plan, **part).digest for part in parts)}
     assert len(digests) == len(parts) + 1
     # Every field of every part is in the list above.
     for kind, count in (
-        (Plan, 12),
+        (Plan, 13),
         (Cohort, 4),
         (Optimizer, 14),
         (Privacy, 8),
@@ -223,6 +232,8 @@ def test_the_digest_changes_with_every_field(read) -> None:
         (Stopping, 2),
         (Compression, 2),
         (Personal, 1),
+        (Central, 3),
+        (Adaptive, 5),
     ):
         assert len(kind.__dataclass_fields__) == count
 
@@ -435,10 +446,9 @@ def test_fedprox_without_its_proximal_term_is_refused(read) -> None:
     assert "proximal = mu" in caught.value.hint
 
 
-@pytest.mark.parametrize("trust", ["central", "distributed"])
-def test_a_trust_mode_that_is_not_built_is_refused_and_says_so(read, trust: str) -> None:
+def test_a_trust_mode_that_is_not_built_is_refused_and_says_so(read) -> None:
     with pytest.raises(PlanError, match="not built yet") as caught:
-        read(TOML.replace('"local"', f'"{trust}"'))
+        read(TOML.replace('"local"', '"distributed"'))
     assert "local" in caught.value.hint
 
 

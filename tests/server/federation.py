@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ from common.keys import KeyDirectory
 from common.plan import Plan
 from common.wire import Arrays, Closing, Hello, RollCall, RoundRequest, Update, digest_arrays
 from server.aggregation.mean import ExactMean
+from server.central.books import Books
 from server.events import read as read_events
 from server.home import COORDINATOR, ServerHome
 from server.metrics import Metrics
 from server.nodes import Clock
 from server.rounds import RoundLoop, RoundReport
 from server.stopping import Stopped, ask
-from tests.world import PLAN, RUN, SHAPES, FakeClient, leaves, model
+from tests.world import PLAN, POLICY, RUN, SHAPES, FakeClient, leaves, model
 
 NAMES = ("clinic-a", "clinic-b", "clinic-c")
+OPERATOR = replace(POLICY, dataset="coordinator", unit="client", approved_plans=())
 Answer = Callable[["Node", Message], list[Message]]
 
 
@@ -201,7 +203,11 @@ class World:
                 members={client.name: client.member() for client in clients},
                 binding=Binding(source="csv", path="/nowhere.csv"),
                 seed=seed,
+                operator=OPERATOR if plan.central else None,
+                ledger=path / "books" / "ledger.jsonl" if plan.central else None,
             )
+            if home.ledger:
+                Books.create(home.ledger, home.keys)
             home.create()
         home = ServerHome.read(path / "run")
         public = home.signing_key().public

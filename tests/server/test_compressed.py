@@ -19,7 +19,8 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from common.aggregation import AGGREGATIONS
-from common.compression import Codec, Compression
+from common.coding import Codec
+from common.compression import Compression
 from common.plan import Plan
 from common.wire import Arrays, RoundRequest, Update
 from server.aggregation.mean import ExactMean

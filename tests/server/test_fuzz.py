@@ -26,7 +26,8 @@ from audit.receipt import Receipt as LedgerReceipt
 from client.guard import read_request
 from common.bundle import Bundle
 from common.canonical import digest, encode
-from common.compression import Codec, Compression
+from common.coding import Codec
+from common.compression import Compression
 from common.errors import PrivetError
 from common.keys import PublicKey, SigningKey
 from common.ledger import Head, SignedHead, merkle
