@@ -20,6 +20,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 from common.canonical import CanonicalError, Json, decode, encode
 from common.canonical import digest as sha256
 from common.config import NAME
@@ -254,6 +257,22 @@ class Enrolment(_Document):
         """Whether this binds exactly what was asked."""
         names = ("name", "pseudonym", "ledger_key", "node_key", "federation", "invitation")
         return all(getattr(self, name) == getattr(join, name) for name in names)
+
+
+def certificate_fingerprint(pem: str) -> str:
+    """SHA-256 of a certificate's DER, 64 hexadecimal digits, from its PEM.
+
+    Raises:
+        TrustError: ``wrong-authority``: not exactly one certificate, in the usual spelling.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        usual = certificate.public_bytes(serialization.Encoding.PEM).decode()
+    except ValueError as error:
+        raise TrustError("the authority's certificate is none", code="wrong-authority") from error
+    if usual != pem:
+        raise TrustError("more than the authority's certificate", code="wrong-authority")
+    return sha256(certificate.public_bytes(serialization.Encoding.DER))
 
 
 def open_document(data: bytes) -> Json:

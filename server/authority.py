@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.canonical import digest
+from common.enrolment import certificate_fingerprint
 from common.errors import InputError, TrustError
 from common.invitation import is_host
 from common.keys import KeyDirectory
@@ -92,7 +92,7 @@ class Authority:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the certificate's DER, 64 hexadecimal digits."""
-        return fingerprint(self.certificate)
+        return certificate_fingerprint(self.certificate)
 
     @property
     def ends(self) -> datetime:
@@ -167,14 +167,6 @@ class Authority:
                 return False
         self.issue(names, moment)
         return True
-
-
-def fingerprint(certificate: str) -> str:
-    """SHA-256 of a certificate's DER, 64 hexadecimal digits, from its PEM."""
-    der = x509.load_pem_x509_certificate(certificate.encode()).public_bytes(
-        serialization.Encoding.DER
-    )
-    return digest(der)
 
 
 def _builder(

@@ -28,7 +28,7 @@ from common.invitation import Address, is_host
 from common.keys import KeyDirectory, SigningKey
 from server.authority import AUTHORITY, Authority
 from server.home import COORDINATOR
-from server.registry import Registry
+from server.registry import REGISTRY, Registry
 
 SCHEMA_VERSION = 1
 APPROVER = "approver"  # the name of the approver's key in a key directory of its own
@@ -54,7 +54,7 @@ class Federation:
 
     @cached_property
     def registry(self) -> Registry:
-        return Registry(self.path / "registry.jsonl")
+        return Registry(self.path / REGISTRY)
 
     @property
     def heads(self) -> Path:
@@ -90,7 +90,7 @@ class Federation:
             OperationError: the disk refused.
             TrustError: the key directory is open to others, or holds an approver's key.
         """
-        federation = cls(path, keys, address, _names(address, names), approver)
+        federation = cls(path, keys.absolute(), address, _names(address, names), approver)
         if (path / "federation.json").exists():
             raise InputError(
                 f"there is already a federation at {path}",
@@ -143,6 +143,13 @@ class Federation:
         federation.write()
         return federation
 
+    def with_names(self, more: Sequence[str]) -> Federation:
+        """The same federation, under more names from its next certificate on; durable."""
+        federation = replace(self, names=_names(self.address, (*self.names, *more)))
+        if federation != self:
+            federation.write()
+        return federation
+
     @classmethod
     def read(cls, path: Path) -> Federation:
         """Read a federation's directory.
@@ -172,6 +179,21 @@ class Federation:
         )
         document.done()
         return federation
+
+
+def approver_key(path: Path, *, make: bool = False) -> SigningKey:
+    """The approver's key, from a key directory of its own.
+
+    Raises:
+        TrustError: ``keys-together``: the coordinator's key lies beside it.
+        OperationError: there is none, or the disk refused.
+    """
+    keys = KeyDirectory(path)
+    if keys.has(COORDINATOR):
+        raise keys_together(path)
+    if make and not keys.has(APPROVER):
+        keys.create(APPROVER)
+    return keys.load(APPROVER)
 
 
 def keys_together(path: Path) -> TrustError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from common import durable
@@ -18,19 +19,12 @@ from common.data.binding import Binding
 from common.errors import InputError, OperationError, PlanError, TrustError
 from common.keys import KeyDirectory, PublicKey, SigningKey
 from common.plan import Plan
+from server.registry import REGISTRY, Registry
+from server.registry import Member as Member
 from server.settings import Settings
 
 SCHEMA_VERSION = 1
 COORDINATOR = "coordinator"  # the name of its key in the key directory
-
-
-@dataclass(frozen=True)
-class Member:
-    """An enrolled client: the name that it is known by, its pseudonym and ledger key here."""
-
-    name: str
-    pseudonym: str
-    key: PublicKey
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,7 @@ class ServerHome:
         members: enrolled clients by name.
         binding: where the public test set and the models are, on this machine.
         seed: makes initial weights and cohorts repeatable; None in a deployment.
+        federation: the directory of the federation whose clients these are; None: simulated.
     """
 
     path: Path
@@ -54,6 +49,20 @@ class ServerHome:
     members: Mapping[str, Member]
     binding: Binding
     seed: int | None
+    federation: Path | None = None
+
+    @cached_property
+    def _registry(self) -> Registry | None:
+        return Registry(self.federation / REGISTRY) if self.federation else None
+
+    def counts(self, client: str) -> bool:
+        """Whether this member still counts: an operator may have revoked it since.
+
+        Raises:
+            TrustError: the registry is damaged; nobody counts without it.
+        """
+        member = self.members.get(client)
+        return member is not None and (self._registry is None or self._registry.counts(member))
 
     @property
     def checkpoints(self) -> Path:
@@ -125,6 +134,8 @@ class ServerHome:
         }
         if self.seed is not None:
             document["seed"] = self.seed
+        if self.federation is not None:
+            document["federation"] = str(self.federation.absolute())
         durable.replace(self.path / "server.json", encode(document))
 
     @classmethod
@@ -158,6 +169,7 @@ class ServerHome:
             members={name: _member(members.table(name), name) for name in members.values},
             binding=Binding.decode(encode(document.table("binding").values)),
             seed=document.integer("seed", low=0, high=2**53 - 1) if document.has("seed") else None,
+            federation=Path(document.text("federation")) if document.has("federation") else None,
         )
         members.done()
         document.done()

@@ -20,11 +20,21 @@ from common.enrolment import Join
 from common.errors import InputError, TrustError
 from common.keys import PublicKey
 from common.ledger.entry import now as utc_now
-from server.home import Member
+from common.nodekey import NodePublicKey
 
 SCHEMA_VERSION = 1
 MAX_CLIENTS = 100_000
+REGISTRY = "registry.jsonl"  # in a federation's directory
 _FIELDS = ("name", "pseudonym", "ledger_key", "node_key", "invitation", "enrolled", "revoked")
+
+
+@dataclass(frozen=True)
+class Member:
+    """An enrolled client: the name that it is known by, its pseudonym and ledger key here."""
+
+    name: str
+    pseudonym: str
+    key: PublicKey
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,10 @@ class Enrolled:
     def active(self) -> bool:
         return not self.revoked
 
+    @property
+    def node_fingerprint(self) -> str:
+        return NodePublicKey(self.node_key).fingerprint
+
     def member(self) -> Member:
         return Member(self.name, self.pseudonym, PublicKey.from_text(self.ledger_key))
 
@@ -76,6 +90,7 @@ class Registry:
         self.path = path
         self._version: tuple[int, ...] | None = None
         self._entries: tuple[Enrolled, ...] = ()
+        self._members: dict[str, Member] = {}
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -93,7 +108,9 @@ class Registry:
             return ()
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
         if version != self._version:
-            self._entries, self._version = self._read(), version
+            self._entries = self._read()
+            self._members = {e.name: e.member() for e in self._entries if e.active}
+            self._version = version
         return self._entries
 
     def active(self) -> dict[str, Enrolled]:
@@ -102,7 +119,8 @@ class Registry:
 
     def members(self) -> dict[str, Member]:
         """Who may take part now, as a run knows them."""
-        return {name: entry.member() for name, entry in self.active().items()}
+        self.entries()
+        return dict(self._members)
 
     def node_keys(self) -> dict[bytes, str]:
         """The node key (PEM) of everybody who may connect now, to the name it is bound to."""
@@ -110,8 +128,8 @@ class Registry:
 
     def counts(self, member: Member) -> bool:
         """Whether this member of a run may still take part, with this very key."""
-        entry = self.active().get(member.name)
-        return entry is not None and entry.member() == member
+        self.entries()
+        return self._members.get(member.name) == member
 
     def used(self, invitation: str) -> Enrolled | None:
         """Who came with this invitation."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from common.enrolment import certificate_fingerprint
 from common.errors import InputError, OperationError, TrustError
 from common.keys import KeyDirectory
-from server.authority import AUTHORITY, TLS, Authority, fingerprint
+from server.authority import AUTHORITY, TLS, Authority
 from tests.world import Snapshot
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -57,7 +58,7 @@ def test_openssl_agrees_on_the_chain_the_purpose_and_the_names(
         )
     printed = openssl("x509", "-in", str(root), "-noout", "-fingerprint", "-sha256")
     assert printed.split("=")[1].strip().replace(":", "").lower() == authority.fingerprint
-    assert fingerprint(authority.certificate) == authority.fingerprint
+    assert certificate_fingerprint(authority.certificate) == authority.fingerprint
 
 
 def test_a_certificate_is_short_lived_and_the_authority_signs_nothing_below_it(
