@@ -143,15 +143,15 @@ class Line:
         context.verify_mode = ssl.CERT_NONE
         return self._repeat("GET", ABOUT_PATH, None, context)
 
-    def ask(self, path: str, body: bytes) -> bytes:
-        """Send ``body`` over a pinned connection; the answer, at most 16 KiB.
+    def ask(self, path: str, body: bytes | None) -> bytes:
+        """Send ``body``, or only ask, over a pinned connection; the answer, at most 16 KiB.
 
         Raises:
             TrustError: refused, or the certificate is not the server's.
             NetworkError: no answer.
         """
         assert self._context is not None, "nothing is sent to a server that is not pinned"
-        return self._repeat("POST", path, body, self._context)
+        return self._repeat("GET" if body is None else "POST", path, body, self._context)
 
     def _repeat(self, method: str, path: str, body: bytes | None, tls: ssl.SSLContext) -> bytes:
         for attempt in range(TRIES):

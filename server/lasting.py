@@ -37,8 +37,8 @@ def starting_heads(home: ServerHome, federation: str) -> dict[str, Json]:
         return {}
     file = home.path / HEADS
     if not file.exists():
-        _write(file, _read(home.federation / HEADS))
-    last = _read(file)
+        _write(file, read_heads(home.federation / HEADS))
+    last = read_heads(file)
     heads = {name: last[m.pseudonym] for name, m in home.members.items() if m.pseudonym in last}
     for name, head in heads.items():
         _check(file, home.members[name], federation, head)
@@ -51,7 +51,7 @@ def keep_heads(home: ServerHome, heads: Heads) -> None:
         return
     with durable.in_turn(home.federation):
         file = home.federation / HEADS
-        last = _read(file)
+        last = read_heads(file)
         new = {
             home.members[name].pseudonym: head
             for name, head in heads.items()
@@ -80,7 +80,8 @@ def _write(file: Path, heads: Heads) -> None:
     durable.replace(file, encode(document), mode=0o600)
 
 
-def _read(file: Path) -> dict[str, Json]:
+def read_heads(file: Path) -> dict[str, Json]:
+    """What such a file holds, by pseudonym, signatures unchecked; nothing if there is none."""
     try:
         document = decode(file.read_bytes())
         heads = document["heads"]
