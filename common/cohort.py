@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from common.canonical import Json, number
 from common.config import Table
 
+MAX_CLIENTS = 2**16
+
 
 @dataclass(frozen=True)
 class Cohort:
     """Who is asked in a round.
 
     Args:
-        clients: how many valid replies a round is after, >= 1; all that are there if fewer.
+        clients: how many valid replies a round is after, 1 to 65,536, which is what the exact mean
+            holds; all that are there if fewer.
         quorum: how many valid replies a round needs to change the model, 1 to ``clients``.
         deadline: seconds that a round waits for replies, > 0.
         over_selection: how many more clients than that are asked, >= 0. The round ends as soon as
@@ -50,7 +53,7 @@ class Cohort:
     @classmethod
     def read(cls, table: Table) -> Cohort:
         """Read ``[plan.cohort]``."""
-        clients = table.integer("clients", low=1, high=10**6)
+        clients = table.integer("clients", low=1, high=MAX_CLIENTS)
         cohort = cls(
             clients=clients,
             quorum=table.integer("quorum", 1, low=1, high=clients),

@@ -20,11 +20,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import InputError
+from common.exposition import serving
 from common.models.networks import parameters_of
 from common.models.registry import build
 from server.evaluation import Evaluator
 from server.home import ServerHome
-from server.metrics import Metrics, serving
+from server.metrics import Metrics
 from server.rounds import RoundLoop, RoundReport
 from server.stopping import StopRequest, on_sigterm
 
@@ -73,5 +74,5 @@ def coordinate(
         stop=stop,
         metrics=metrics,
     )
-    with on_sigterm(stop), serving(metrics, home.settings().metrics_port):
+    with on_sigterm(stop), serving(metrics.text, home.settings().metrics_port):
         loop.run()

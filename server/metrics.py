@@ -1,27 +1,17 @@
-"""How is the run doing, for machines: numbers in Prometheus' text format, on the loopback address.
+"""How is the run doing, for machines? Numbers in Prometheus' text format.
 
 The rules: what is shown are counts, times and codes from a fixed list; nothing depends on a record,
-and no client is named. Nothing listens unless the operator gave a port, nobody outside this machine
-can ask, and the listener ends with the run. Counters start at 0 with each process, as Prometheus
-expects. The format is version 0.0.4 of
-https://prometheus.io/docs/instrumenting/exposition_formats/.
+and no client is named. Counters start at 0 with each process, as Prometheus expects.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 
-from common.errors import OperationError
+from common.exposition import Samples, by, family, one
 from server.events import public_code
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_REQUEST_SECONDS = 5
-
-Samples = list[tuple[str, Mapping[str, str], float]]  # suffix of the name, labels, value
 
 
 class Metrics:
@@ -80,13 +70,13 @@ class Metrics:
             ended = sum(self._outcomes.values())
             families: list[tuple[str, str, str, Samples]] = [
                 ("privet_run_info", "gauge", "The run.", [("", {"run": self._run}, 1)]),
-                ("privet_rounds_planned", "gauge", "Rounds of the plan.", _one(self._rounds)),
-                ("privet_round", "gauge", "Rounds that are done.", _one(self._round)),
+                ("privet_rounds_planned", "gauge", "Rounds of the plan.", one(self._rounds)),
+                ("privet_round", "gauge", "Rounds that are done.", one(self._round)),
                 (
                     "privet_rounds_total",
                     "counter",
                     "Rounds that ended in this process, by whether the model changed.",
-                    _by("outcome", self._outcomes),
+                    by("outcome", self._outcomes),
                 ),
                 (
                     "privet_round_duration_seconds",
@@ -98,97 +88,26 @@ class Metrics:
                     "privet_replies_total",
                     "counter",
                     "Asked clients of this process's rounds, by what became of their replies.",
-                    _by("code", self._replies),
+                    by("code", self._replies),
                 ),
                 (
                     "privet_stray_replies_total",
                     "counter",
                     "Replies that answered nothing that was asked, by kind.",
-                    _by("kind", self._strays),
+                    by("kind", self._strays),
                 ),
-                ("privet_clients_enrolled", "gauge", "Clients enrolled.", _one(self._enrolled)),
-                ("privet_clients_present", "gauge", "Clients that are there.", _one(self._present)),
+                ("privet_clients_enrolled", "gauge", "Clients enrolled.", one(self._enrolled)),
+                ("privet_clients_present", "gauge", "Clients that are there.", one(self._present)),
                 (
                     "privet_clients_suspended",
                     "gauge",
                     "Clients that are not asked, by rule.",
-                    _one(self._suspended),
+                    one(self._suspended),
                 ),
             ]
             if self._accuracy is not None:
                 help_ = "Accuracy of the global model on its public test set, 0 to 1."
                 families.append(
-                    ("privet_model_accuracy_ratio", "gauge", help_, _one(self._accuracy))
+                    ("privet_model_accuracy_ratio", "gauge", help_, one(self._accuracy))
                 )
-        return "".join(_family(*family) for family in families)
-
-
-def _one(value: float) -> Samples:
-    return [("", {}, value)]
-
-
-def _by(label: str, counter: Mapping[str, int]) -> Samples:
-    return [("", {label: name}, counter[name]) for name in sorted(counter)]
-
-
-def _family(name: str, kind: str, help_: str, samples: Samples) -> str:
-    lines = [f"# HELP {name} {help_}", f"# TYPE {name} {kind}"]
-    for suffix, labels, value in samples:
-        inside = ",".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
-        lines.append(f"{name}{suffix}{{{inside}}} {value}" if inside else f"{name}{suffix} {value}")
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-@contextlib.contextmanager
-def serving(metrics: Metrics, port: int | None) -> Iterator[int | None]:
-    """Answer ``GET /metrics`` on 127.0.0.1 while the block runs; gives the port.
-
-    Args:
-        metrics: what to show.
-        port: 0 for any that is free; None: listen nowhere.
-
-    Raises:
-        OperationError: the port is taken.
-    """
-    if port is None:
-        yield None
-        return
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _REQUEST_SECONDS
-
-        def do_GET(self) -> None:
-            if self.path != "/metrics":
-                self.send_error(404)
-                return
-            body = metrics.text().encode()
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Standard error is for people."""
-
-    try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
-        raise OperationError(
-            f"cannot listen on 127.0.0.1:{port}: {error.strerror}",
-            hint="choose another [metrics] port in server.toml",
-            code="port-in-use",
-        ) from error
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="privet-metrics", daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        return "".join(family(*one_of_them) for one_of_them in families)

@@ -45,6 +45,9 @@ class Predictor:
         self.simulated = model.simulated
         self.schema = model.schema
         self._session = model.session
+        self._bounds = tuple(
+            np.array(bound, np.float32).reshape(self.schema.shape) for bound in self.schema.bounds()
+        )
 
     @classmethod
     def load(cls, home: DeviceHome) -> Predictor:
@@ -68,9 +71,18 @@ class Predictor:
         Raises:
             DataError: wrong shape, not finite, or out of bounds; names the record (from 0).
         """
-        _check_records(records, self.schema)
-        parts = [self._session.predict(records[:0])]
-        parts += [
+        self.check(records)
+        return self.run(records)
+
+    def check(self, records: NDArray[Any]) -> None:
+        """Refuse records that the model knows nothing about; see :meth:`probabilities`."""
+        _check_records(records, self.schema, *self._bounds)
+
+    def run(self, records: NDArray[Any]) -> Array:
+        """:meth:`probabilities` of records that :meth:`check` let pass."""
+        if len(records) <= BATCH:
+            return self._session.predict(records)
+        parts = [
             self._session.predict(records[start : start + BATCH])
             for start in range(0, len(records), BATCH)
         ]
@@ -186,14 +198,13 @@ def _value(text: str, column: Column, place: str) -> float:
     return value
 
 
-def _check_records(records: NDArray[Any], schema: Schema) -> None:
+def _check_records(records: NDArray[Any], schema: Schema, lower: Array, upper: Array) -> None:
     """Shape, kind and bounds, compared in float32, which is what the model sees."""
     if records.ndim == 0 or records.shape[1:] != schema.shape or records.dtype.kind not in "fiu":
         raise DataError(
             f"{records.dtype} of shape {records.shape}, where numbers of shape "
             f"(records, {', '.join(map(str, schema.shape))}) are expected"
         )
-    lower, upper = (np.array(bound, np.float32).reshape(schema.shape) for bound in schema.bounds())
     for start in range(0, len(records), BATCH):
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused
             batch = np.asarray(records[start : start + BATCH], np.float32)

@@ -10,7 +10,7 @@ The rounding is an addition. A float64 from 2^16 to 2^17 is a multiple of 2^-36,
 1.5 * 2^16 to a coordinate rounds it to one, to nearest and ties to even, and leaves it as an
 integer in the low bits of the sum: those of 1.5 * 2^16 plus what is wanted. Those bits are added
 as they are, modulo 2^64, and the constant is taken off once, at the end. Multiplying, rounding
-and converting gives the same integers, in thirteen times the time.
+and converting gives the same integers in more passes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from common.cohort import MAX_CLIENTS
 from common.wire import Arrays
 
 SCALE = 2.0**36
 MAX_VALUE = 1024.0
-MAX_UPDATES = 2**16
+MAX_UPDATES = MAX_CLIENTS
 
 _SHIFT = 1.5 * 2.0**16
 _SHIFT_BITS = int(np.float64(_SHIFT).view(np.int64))

@@ -267,6 +267,7 @@ def test_an_unknown_key_in_any_table_is_named_with_its_line(read, table: str) ->
         ('classes = ["0", "1"]', 'classes = ["0"]'),
         ('classes = ["0", "1"]', 'classes = ["0", "0"]'),
         ("clients = 10", "clients = 0"),
+        ("clients = 10", "clients = 65537"),  # more than the exact mean can hold
         ("quorum = 5", "quorum = 11"),
         ("quorum = 5", "quorum = 0"),
         ("quorum = 5", "deadline = 0"),

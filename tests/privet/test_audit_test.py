@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from audit.canaries.wording import ASSUMES
-from client.training.conformance import Probe, Subject, engine_subject
+from client.training.conformance import Probe, Subject, engine_subject, optimizer_check
 from client.training.engine import Engine
 from common import errors
 from common.plan import Optimizer, Privacy
@@ -19,7 +19,6 @@ from common.privacy import reference
 from common.privacy.events import Event
 from common.privacy.noise import add_gaussian
 from privet import running
-from privet.auditing import optimizer_check
 from privet.cli import run
 from tests.world import EXPERIMENT, write_experiment
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import OperationError
+from common.exposition import CONTENT_TYPE, serving
 from server.events import EventLog, public_code, read
-from server.metrics import CONTENT_TYPE, Metrics, serving
+from server.metrics import Metrics
 from tests.server.federation import World, fails, refuse, with_receipt, with_update
 from tests.world import PLAN, RUN, flower_identity
 
@@ -221,12 +222,12 @@ def get(port: int, path: str) -> tuple[int, str, str]:
 
 def test_the_endpoint_answers_on_the_loopback_address_and_ends_with_the_run() -> None:
     metrics = Metrics(RUN, 4, 3)
-    with serving(metrics, 0) as port:
+    with serving(metrics.text, 0) as port:
         assert LISTENER in running_threads()
         assert port is not None
         assert get(port, "/metrics") == (200, CONTENT_TYPE, metrics.text())
         assert get(port, "/")[0] == get(port, "/../etc/passwd")[0] == 404
-        with pytest.raises(OperationError) as caught, serving(metrics, port):
+        with pytest.raises(OperationError) as caught, serving(metrics.text, port):
             pass
         assert caught.value.code == "port-in-use"
     with pytest.raises(ConnectionRefusedError):
@@ -239,5 +240,5 @@ def test_nothing_listens_unless_a_port_was_given(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("a socket was bound")
 
     monkeypatch.setattr(socket.socket, "bind", listens)
-    with serving(Metrics(RUN, 4, 3), None) as port:
+    with serving(Metrics(RUN, 4, 3).text, None) as port:
         assert port is None

@@ -4,6 +4,7 @@ findings = conformance(engine_subject(network_factory, feature_shape=(64,), clas
 wrong = [finding.message for finding in findings if not finding.ok]
 """
 
+from client.training.conformance.optimizer import optimizer_check
 from client.training.conformance.subject import Finding, Probe, Replay, Subject, engine_subject
 from client.training.conformance.suite import CHECKS, DECLARED, conformance
 
@@ -16,4 +17,5 @@ __all__ = [
     "Subject",
     "conformance",
     "engine_subject",
+    "optimizer_check",
 ]

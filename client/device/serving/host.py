@@ -1,0 +1,220 @@
+"""Where does the service listen, and for how long? One process, on this machine alone.
+
+The rules: it listens on a Unix socket that only its owner can open, or on the loopback address
+where every call needs a token, and nowhere else. One process serves a device at a time. A release
+that is installed meanwhile is verified like any other and takes over between two requests; one that
+does not verify is refused, and the model in use stays. SIGTERM and SIGINT end it after the requests
+under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from client.device.home import DeviceHome
+from client.device.runtime import Predictor
+from client.device.serving.numbers import Numbers
+from client.device.serving.service import SERVICE, InferenceService, Limits, TokenRequired
+from common import durable
+from common.errors import InputError, OperationError, PrivetError
+from common.exposition import serving
+
+log = logging.getLogger("privet.device")
+
+LONGEST_SOCKET = 107  # bytes of a path, by the kernel's sockaddr_un
+GRACE_SECONDS = 5.0
+WATCH_SECONDS = 1.0
+_METADATA_BYTES = 16 * 2**10
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where to listen.
+
+    Args:
+        socket: path of a Unix socket; None: ``serving/socket`` in the device's directory.
+        port: on 127.0.0.1 instead, 0 for any that is free.
+        metrics: a port of the loopback address for Prometheus; None: nowhere.
+    """
+
+    socket: Path | None = None
+    port: int | None = None
+    metrics: int | None = None
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a service listens.
+
+    Args:
+        target: for a gRPC channel, ``unix:…`` or ``127.0.0.1:…``.
+        token: file with what every call must bring; None with a socket.
+        metrics: port of the page for Prometheus, or None.
+    """
+
+    target: str
+    token: Path | None
+    metrics: int | None
+
+
+def serve(
+    home: DeviceHome,
+    listen: Listen,
+    *,
+    version: str,
+    limits: Limits | None = None,
+    ready: Callable[[Address], None] = lambda _: None,
+) -> None:
+    """Serve a device's model until SIGTERM or SIGINT.
+
+    Args:
+        version: of Privet, for the server's metadata.
+        ready: called once requests are answered.
+
+    Raises:
+        OperationError: there is no model, somebody serves this device already, or the address
+            cannot be listened on.
+        TrustError: the installed model does not verify.
+    """
+    folder = home.path / "serving"
+    with durable.disk_errors(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    busy = OperationError(
+        f"another process serves {home.path}", hint="stop that one first", code="busy"
+    )
+    with durable.exclusively(folder, busy):
+        loaded = _stamp(home)  # before the load: what is installed meanwhile is newer
+        predictor = Predictor.load(home)
+        numbers = Numbers()
+        with serving(numbers.text, listen.metrics) as metrics:
+            host = _Host(home, folder, limits or Limits(), numbers, version, loaded)
+            asyncio.run(host.run(predictor, listen, metrics, ready))
+
+
+@dataclass
+class _Host:
+    home: DeviceHome
+    folder: Path
+    limits: Limits
+    numbers: Numbers
+    version: str
+    loaded: tuple[int, int] | None
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(
+        self,
+        predictor: Predictor,
+        listen: Listen,
+        metrics: int | None,
+        ready: Callable[[Address], None],
+    ) -> None:
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(sign, self._stop.set)
+        service = InferenceService(self.limits, self.numbers, self.version)
+        service.serve(predictor)
+        token = None if listen.port is None else _token(self.folder / "token")
+        server = grpc.aio.server(
+            interceptors=[TokenRequired(token.read_text())] if token else [],
+            options=self._options(predictor),
+            maximum_concurrent_rpcs=self.limits.requests,
+        )
+        server.add_generic_rpc_handlers((service.handler(),))
+        states = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(states, server)
+        for name in ("", SERVICE):
+            await states.set(name, health_pb2.HealthCheckResponse.SERVING)
+        target = self._bind(server, listen)
+        await server.start()
+        watch = asyncio.create_task(self._watch(service))
+        try:
+            ready(Address(target, token, metrics))
+            await self._stop.wait()
+        finally:
+            watch.cancel()
+            await states.enter_graceful_shutdown()
+            await server.stop(GRACE_SECONDS)
+            if target.startswith("unix:"):
+                Path(target.removeprefix("unix:")).unlink(missing_ok=True)
+
+    def _options(self, predictor: Predictor) -> list[tuple[str, int]]:
+        # A typed float takes four bytes as a raw one does; the rest is names and shapes.
+        largest = 64 * 2**10 + 4 * self.limits.records * predictor.schema.size
+        return [
+            ("grpc.max_receive_message_length", largest),
+            ("grpc.max_metadata_size", _METADATA_BYTES),
+            ("grpc.max_concurrent_streams", self.limits.requests),
+            ("grpc.so_reuseport", 0),
+        ]
+
+    def _bind(self, server: grpc.aio.Server, listen: Listen) -> str:
+        if listen.port is not None:
+            try:
+                port = server.add_insecure_port(f"127.0.0.1:{listen.port}")
+            except RuntimeError as error:
+                raise _taken(f"127.0.0.1:{listen.port}") from error
+            return f"127.0.0.1:{port}"
+        socket = (listen.socket or self.folder / "socket").absolute()
+        if len(os.fsencode(socket)) > LONGEST_SOCKET:
+            raise InputError(
+                f"the path of the socket has over {LONGEST_SOCKET} bytes: {socket}",
+                hint="name a shorter one with --socket",
+            )
+        if socket.exists() and not socket.is_socket():
+            raise InputError(f"{socket} is there, and is no socket", hint="name another --socket")
+        before = os.umask(0o177)  # nobody but the owner, from the first moment
+        try:
+            server.add_insecure_port(f"unix:{socket}")
+        except RuntimeError as error:
+            raise _taken(str(socket)) from error
+        finally:
+            os.umask(before)
+        return f"unix:{socket}"
+
+    async def _watch(self, service: InferenceService) -> None:
+        """Take over what is installed meanwhile."""
+        seen = self.loaded
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), WATCH_SECONDS)
+                return
+            if (now := _stamp(self.home)) == seen:
+                continue
+            seen = now
+            try:
+                service.serve(await asyncio.to_thread(Predictor.load, self.home))
+                self.numbers.swapped("accepted")
+            except PrivetError as error:
+                log.warning("the model that was installed is refused: %s", error)
+                self.numbers.swapped("refused")
+
+
+def _stamp(home: DeviceHome) -> tuple[int, int] | None:
+    try:
+        status = home.current.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _token(file: Path) -> Path:
+    """The file with the token that callers must bring; made once."""
+    if not file.exists():
+        durable.replace(file, secrets.token_urlsafe(32).encode(), mode=0o600)
+    return file
+
+
+def _taken(where: str) -> OperationError:
+    return OperationError(
+        f"cannot listen on {where}", hint="choose another address", code="port-in-use"
+    )
