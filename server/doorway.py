@@ -57,7 +57,7 @@ class Doorway:
         self._doorkeeper, self._rate, self._now = doorkeeper, rate or Rate(), now
         self._all = (float(self._rate.all_burst), now())
         self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self._one = asyncio.Lock()
+        self._one = asyncio.Lock()  # signatures and disk, one stranger at a time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,10 +81,11 @@ class Doorway:
             return _refusal(429, "too-many-requests")
         try:
             if path == ABOUT_PATH:
-                return 200, self._doorkeeper.about()
+                async with self._one:
+                    return 200, await asyncio.to_thread(self._doorkeeper.about)
             body = await asyncio.wait_for(_body(scope, receive), BODY_SECONDS)
             work = self._doorkeeper.challenge if path == CHALLENGE_PATH else self._doorkeeper.join
-            async with self._one:  # signatures and disk, one stranger at a time
+            async with self._one:
                 return 200, await asyncio.to_thread(work, body)
         except TimeoutError:
             return _refusal(408, "too-slow")

@@ -37,13 +37,18 @@ class Doorkeeper:
         self._clock = clock
         self._invitations = Invitations(federation)
         self._key: SigningKey = federation.signing_key()
-        self._about: About = federation.about()
+        self._certificate = federation.authority().certificate
         self._authority = federation.authority().fingerprint
         self._secret = os.urandom(32)  # of this process: challenges of an earlier one are void
 
     def about(self) -> bytes:
         """Who the coordinator says it is; anybody may know."""
-        return self._about.sign(self._key)
+        return self._said().sign(self._key)
+
+    def _said(self) -> About:
+        """Address and approver are the operator's to change while this process runs."""
+        now = Federation.read(self._federation.path)
+        return About(str(now.address), self._certificate, now.approver)
 
     def challenge(self, body: bytes) -> bytes:
         """Something fresh to sign, for whoever names an invitation that is open.
@@ -76,7 +81,7 @@ class Doorkeeper:
         if join.name != invited.name:
             raise TrustError("the invitation is for another name", code="wrong-name")
         entry = self._federation.registry.enrol(join)
-        return enrolment_of(entry, self._about, self._key).sign(self._key)
+        return enrolment_of(entry, self._said(), self._key).sign(self._key)
 
     def _check_meant(self, join: Join) -> None:
         check_meant(join, self._key.public.fingerprint, self._authority)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client.approval import approve
-from client.home import Home
+from client.home import HOME_VARIABLE, Home
 from client.joining import join
+from common.canonical import decode
 from common.errors import InputError, TrustError
 from common.invitation import Address
 from common.keys import KeyDirectory
 from common.plan import Plan
 from common.statement import PLAN_TYPE, Envelope
+from server.app import coordinate
 from server.authority import TLS
 from server.federation import APPROVER, Federation, approver_key
 from server.home import COORDINATOR, ServerHome
+from server.lasting import HEADS
+from simulations.grid import InProcessGrid
 from tests.privet.test_cli import call
 from tests.server.doorway import Door, door_in
 from tests.world import Snapshot, killed_at
@@ -151,6 +158,59 @@ def test_a_run_is_made_of_those_who_are_enrolled_and_its_plan_can_be_approved(
     assert call(capsys, "server", "revoke", "clinic-b")[0] == 0
     assert not home.counts("clinic-b")
     assert call(capsys, "server", "status", run)[0] == 0
+
+
+def play(run: Path, clients: Path, nodes: int, monkeypatch: pytest.MonkeyPatch) -> ServerHome:
+    """The run's rounds, with as many nodes as there are clients' directories in ``clients``."""
+    monkeypatch.setenv(HOME_VARIABLE, str(clients))
+    with InProcessGrid("client.app:app", nodes) as grid:
+        coordinate(grid, run)
+    return ServerHome.read(run)
+
+
+def test_clients_that_joined_by_token_train_a_run_and_a_revoked_one_is_not_in_the_next(
+    door: Door, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, clients = tmp_path / "plan.toml", tmp_path / "clients"
+    file.write_text(PLAN)
+    door.serve()
+    for name in ("clinic-a", "clinic-b", "clinic-c"):
+        join(door.invite(name), replace(door.site(name), home=clients / name))
+
+    def begin(run: str) -> Path:
+        code, data = call(capsys, "server", "create", tmp_path / run, file)
+        assert code == 0
+        for name in data["clients"]:
+            owner = KeyDirectory(door.folder / "devices" / name / "owner").load("owner")
+            approve(Home.read(clients / name), Path(data["signed_plan"]).read_bytes(), owner)
+        return tmp_path / run
+
+    def last_round(home: ServerHome) -> dict[str, Any]:
+        line = json.loads(home.metrics.read_bytes().splitlines()[-1])
+        assert isinstance(line, dict)
+        return line
+
+    first = play(begin("first"), clients, 3, monkeypatch)
+    assert (last_round(first)["round"], last_round(first)["valid"]) == (2, 2)
+    ends = {
+        member.pseudonym: len(Home.read(clients / name).read_ledger().chain(_fp(first)))
+        for name, member in first.members.items()
+    }
+    seen = decode((door.federation.path / HEADS).read_bytes())["heads"]
+    asked = [name for name, member in first.members.items() if member.pseudonym in seen]
+    assert len(asked) >= 2
+    for pseudonym, head in seen.items():
+        assert 0 < head["entries"] <= ends[pseudonym]
+
+    assert call(capsys, "server", "revoke", asked[0])[0] == 0
+    file.write_text(PLAN.replace("rounds = 2", "rounds = 1"))
+    second = play(begin("second"), clients, 3, monkeypatch)
+    assert asked[0] not in second.members
+    assert (last_round(second)["round"], last_round(second)["valid"]) == (1, 2)
+
+
+def _fp(home: ServerHome) -> str:
+    return home.signing_key().public.fingerprint
 
 
 def test_what_is_no_plan_for_a_coordinator_makes_no_run(
