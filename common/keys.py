@@ -29,6 +29,7 @@ from common.canonical import digest, encode
 from common.errors import OperationError, TrustError
 
 _RAW = serialization.Encoding.Raw
+MAX_KEY_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -150,27 +151,42 @@ class KeyDirectory:
 
     def create_secret(self, name: str) -> bytes:
         """Make and store 32 random bytes."""
+        secret = os.urandom(32)
+        self.store(name, secret)
+        return secret
+
+    def secret(self, name: str) -> bytes:
+        """Read the 32 bytes stored under ``name``."""
+        secret = self.read(name)
+        if len(secret) != 32:
+            raise TrustError(f"{self.path / name} holds {len(secret)} bytes where a key has 32")
+        return secret
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def store(self, name: str, secret: bytes, *, again: bool = False) -> None:
+        """Keep another kind of private key; an existing one is an error unless ``again``."""
         with durable.disk_errors(self.path):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_private(self.path)
         file = self.path / name
-        if file.exists():
+        if file.exists() and not again:
             raise OperationError(
                 f"there is already a key at {file}",
                 hint="use it, or name another key directory",
                 code="key-exists",
             )
-        secret = os.urandom(32)
         durable.replace(file, secret, mode=0o600)
-        return secret
 
-    def secret(self, name: str) -> bytes:
-        """Read the 32 bytes stored under ``name``."""
+    def read(self, name: str) -> bytes:
+        """Read the bytes stored under ``name``, at most 64 KiB."""
         file = self.path / name
         try:
             self._check_private(self.path)
             self._check_private(file)
-            secret = file.read_bytes()
+            with open(file, "rb") as stream:
+                return stream.read(MAX_KEY_BYTES)
         except FileNotFoundError as error:
             raise OperationError(
                 f"no key at {file}",
@@ -183,9 +199,6 @@ class KeyDirectory:
                 f"cannot read the key {file}: {error.strerror or error}",
                 hint="check the permissions of that path",
             ) from error
-        if len(secret) != 32:
-            raise TrustError(f"{file} holds {len(secret)} bytes where a key has 32")
-        return secret
 
     @staticmethod
     def _check_private(path: Path) -> None:

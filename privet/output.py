@@ -40,6 +40,21 @@ def show(format_: Format, data: dict[str, Any], text: Callable[[], None]) -> Non
         text()
 
 
+def show_wrong(
+    format_: Format, data: dict[str, Any], text: Callable[[], None], error: dict[str, str]
+) -> None:
+    """Print a result that found something wrong: ``data`` beside an ``error``, or ``text``.
+
+    Args:
+        error: ``code``, ``message`` and ``hint``.
+    """
+    if format_ is Format.json:
+        document = {"schema_version": SCHEMA_VERSION, "status": "error", "error": error}
+        print(json.dumps({**document, "data": data}))
+    else:
+        text()
+
+
 def fail(json_wanted: bool, code: str, message: str, hint: str, exit_code: int) -> int:
     """Print an error the way that was asked for; returns the exit code."""
     if json_wanted:

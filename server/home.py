@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from common import durable
@@ -20,19 +21,12 @@ from common.errors import InputError, OperationError, PlanError, TrustError
 from common.keys import KeyDirectory, PublicKey, SigningKey
 from common.plan import Plan
 from common.policy import Policy
+from server.registry import REGISTRY, Registry
+from server.registry import Member as Member
 from server.settings import Settings
 
 SCHEMA_VERSION = 1
 COORDINATOR = "coordinator"  # the name of its key in the key directory
-
-
-@dataclass(frozen=True)
-class Member:
-    """An enrolled client: the name that it is known by, its pseudonym and ledger key here."""
-
-    name: str
-    pseudonym: str
-    key: PublicKey
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,7 @@ class ServerHome:
         seed: makes initial weights and cohorts repeatable; None in a deployment.
         operator: what the operator allows, in whole clients; only with central trust.
         ledger: the coordinator's own, which is not this run's; only with central trust.
+        federation: the directory of the federation whose clients these are; None: simulated.
     """
 
     path: Path
@@ -60,6 +55,20 @@ class ServerHome:
     seed: int | None
     operator: Policy | None = None
     ledger: Path | None = None
+    federation: Path | None = None
+
+    @cached_property
+    def _registry(self) -> Registry | None:
+        return Registry(self.federation / REGISTRY) if self.federation else None
+
+    def counts(self, client: str) -> bool:
+        """Whether this member still counts: an operator may have revoked it since.
+
+        Raises:
+            TrustError: the registry is damaged; nobody counts without it.
+        """
+        member = self.members.get(client)
+        return member is not None and (self._registry is None or self._registry.counts(member))
 
     @property
     def checkpoints(self) -> Path:
@@ -134,6 +143,8 @@ class ServerHome:
         if self.operator is not None and self.ledger is not None:
             document["operator"] = self.operator.json()
             document["ledger"] = os.path.relpath(self.ledger, self.path)
+        if self.federation is not None:
+            document["federation"] = str(self.federation.absolute())
         durable.replace(self.path / "server.json", encode(document))
 
     @classmethod
@@ -170,6 +181,7 @@ class ServerHome:
             seed=document.integer("seed", low=0, high=2**53 - 1) if document.has("seed") else None,
             operator=Policy.decode(encode(document.table("operator").values)) if central else None,
             ledger=path / document.text("ledger") if central else None,
+            federation=Path(document.text("federation")) if document.has("federation") else None,
         )
         members.done()
         document.done()

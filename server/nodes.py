@@ -129,7 +129,11 @@ class Nodes:
 
     def _forget_absent(self, nodes: set[int]) -> None:
         """Whoever goes proves who it is when it comes back."""
-        self.present = {name: node for name, node in self.present.items() if node in nodes}
+        self.present = {
+            name: node
+            for name, node in self.present.items()
+            if node in nodes and self._home.counts(name)
+        }
         self._settled = {node: name for node, name in self._settled.items() if node in nodes}
         self._called &= nodes
         now = self._clock.now()
@@ -225,7 +229,7 @@ class Nodes:
                 if member.key.fingerprint in hints:
                     hello = Hello.verify(envelope, member.key)
                     known = (hello.client, hello.nonce) == (member.name, nonce)
-                    return member.name if known else None
+                    return member.name if known and self._home.counts(member.name) else None
         except TrustError as error:
             self.codes[error.code] += 1
         return None

@@ -29,6 +29,7 @@ from server.checkpoint import ALL_ROUNDS, BUDGET_USED, NO_IMPROVEMENT, Checkpoin
 from server.events import public_code
 from server.heads import close, head_json, seen_of
 from server.home import ServerHome
+from server.lasting import keep_heads, starting_heads
 from server.messages import bytes_of, read_reply, round_requests
 from server.metrics import Metrics
 from server.nodes import DUPLICATE, LATE, Clock, Nodes
@@ -99,7 +100,13 @@ class RoundLoop:
             every=self._settings.every,
         )
         latest = self._store.latest()
-        self._state = latest or Checkpoint(home.run, self._plan.digest, 0, initial)
+        self._state = latest or Checkpoint(
+            home.run,
+            self._plan.digest,
+            0,
+            initial,
+            heads=starting_heads(home, self._key.public.fingerprint),
+        )
         self._rule = rule_for(self._plan.optimizer.aggregation, self._shapes, self._state.rule)
         self._central = (
             CentralRounds(home, self._shapes, self._state.norm) if self._plan.central else None
@@ -161,6 +168,7 @@ class RoundLoop:
             heads = close(self._home, self._key, self._nodes, present, self._state.heads)
             self._state = replace(self._state, heads=heads, closed=True)
             self._store.save(self._state)
+            keep_heads(self._home, heads)
 
     # -- who is asked --------------------------------------------------------------------------
 
@@ -256,6 +264,8 @@ class RoundLoop:
         self._finish(round_, incarnation, began, heads, dropped, asked)
 
     def _accept(self, message: Message, client: str, request: RoundRequest) -> Json:
+        if not self._home.counts(client):
+            raise Rejected("it was revoked while it was asked", code="revoked")
         reply = read_reply(message, self._limit, coded=self._codec is not None)
         expected = Expected(
             client=client,
@@ -320,6 +330,7 @@ class RoundLoop:
         )
         self._record.end(report, outcomes, asked, standing, self._state)
         self._store.save(self._state)
+        keep_heads(self._home, heads)
         self._record.count(report, outcomes)
         self._tell()
         self._on_round(report)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from common.canonical import Json
 
 VALID = ""  # the code of a reply that counted
-_NO_FAULT = frozenset({VALID, "silent", "late", "client-error", "refused"})
+_NO_FAULT = frozenset({VALID, "silent", "late", "client-error", "refused", "revoked"})
 
 
 def is_fault(code: str) -> bool:
