@@ -66,7 +66,8 @@ def close(
     envelopes = [(present[name], _closing(home, name, seen, key)) for name, seen in asked.items()]
     by_node = {present[name]: name for name in asked}
     result = dict(heads)
-    for message in nodes.exchange(closings(envelopes, "closing"), home.plan.rounds):
+    messages = closings(envelopes, "closing", ttl=nodes.patience)
+    for message in nodes.exchange(messages, home.plan.rounds):
         name = by_node.pop(message.metadata.src_node_id, None)
         if name is None:
             continue  # a duplicate, or nobody who was asked

@@ -1,7 +1,8 @@
 """Between Flower's messages and plain values: the one place on this side that knows both.
 
 The rule: a message that arrives is read under limits, and a malformed one becomes a rejection with
-a code, never an exception that ends the round.
+a code, never an exception that ends the round. A message that is sent lives as long as an answer to
+it counts, so that nobody who comes back hours later spends for a round that is over.
 """
 
 from __future__ import annotations
@@ -27,30 +28,35 @@ class Reply:
     receipt: bytes
 
 
-def roll_call(envelope: bytes, nodes: Iterable[int], group: str) -> list[Message]:
-    """One query for each node."""
-    return [_query("roll-call", envelope, node, MessageType.QUERY, group) for node in nodes]
+def roll_call(envelope: bytes, nodes: Iterable[int], group: str, *, ttl: float) -> list[Message]:
+    """One query for each node, to be answered within ``ttl`` seconds."""
+    return [_query("roll-call", envelope, node, MessageType.QUERY, group, ttl) for node in nodes]
 
 
-def closings(envelopes: Iterable[tuple[int, bytes]], group: str) -> list[Message]:
-    """One last word for each (node, signed closing)."""
+def closings(envelopes: Iterable[tuple[int, bytes]], group: str, *, ttl: float) -> list[Message]:
+    """One last word for each (node, signed closing), to be answered within ``ttl`` seconds."""
     kind = f"{MessageType.QUERY}.close"
-    return [_query("closing", envelope, node, kind, group) for node, envelope in envelopes]
+    return [_query("closing", envelope, node, kind, group, ttl) for node, envelope in envelopes]
 
 
-def _query(name: str, envelope: bytes, node: int, kind: str, group: str) -> Message:
+def _query(name: str, envelope: bytes, node: int, kind: str, group: str, ttl: float) -> Message:
     return Message(
         RecordDict({name: ConfigRecord({"envelope": envelope})}),
         dst_node_id=node,
         message_type=kind,
+        ttl=ttl,
         group_id=group,
     )
 
 
 def round_requests(
-    arrays: Arrays, requests: Iterable[tuple[int, bytes]], group: str
+    arrays: Arrays, requests: Iterable[tuple[int, bytes]], group: str, *, ttl: float
 ) -> list[Message]:
-    """One training message for each (node, signed request), all carrying the same model."""
+    """One training message for each (node, signed request), all carrying the same model.
+
+    Args:
+        ttl: seconds in which each is to be answered.
+    """
     # Each array is encoded once; every message gets a record of its own, so that a client that
     # changes its copy in place cannot reach another's.
     encoded = {name: Array(value) for name, value in arrays.items()}
@@ -64,6 +70,7 @@ def round_requests(
             ),
             dst_node_id=node,
             message_type=MessageType.TRAIN,
+            ttl=ttl,
             group_id=group,
         )
         for node, envelope in requests

@@ -119,7 +119,7 @@ class Nodes:
         if new:
             nonce = secrets.token_hex(16)
             envelope = RollCall(self._home.run, nonce).sign(self._key)
-            messages = roll_call(envelope, new, "roll-call")
+            messages = roll_call(envelope, new, "roll-call", ttl=self._cohort.deadline)
             self._number += 1
             until = self._clock.now() + self._cohort.deadline
             for name, node in zip(self._grid.push_messages(messages), new, strict=False):

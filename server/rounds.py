@@ -215,6 +215,7 @@ class RoundLoop:
             self._state.model,
             [(nodes[client], request.sign(self._key)) for client, request in requests.items()],
             f"round-{round_}",
+            ttl=self._nodes.patience,
         )
 
         def enough() -> bool:

@@ -1,4 +1,4 @@
-"""``privet client``: what a data owner allows, what they agreed to, and what is left."""
+"""``privet client``: take part; what a data owner allows, what they agreed to, what is left."""
 
 from __future__ import annotations
 
@@ -30,6 +30,36 @@ OwnerOption = Annotated[
 CustodyOption = Annotated[
     Path, typer.Option(help="The data set's directory of policy and ledger.", metavar="DIR")
 ]
+
+
+@app.command("start")
+def start(
+    server: Annotated[str, typer.Option(help="The federation's server.", metavar="HOST:PORT")],
+    home: HomeOption = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(help="Certificate of the federation's authority.", metavar="FILE"),
+    ] = None,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """Take part in a federation until SIGTERM; comes back by itself whatever the network does."""
+    import logging
+
+    from client.home import locate
+    from client.serving import serve
+
+    logging.getLogger("privet").setLevel(logging.ERROR if quiet else logging.INFO)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.ERROR)
+    serve(home or locate(None), server, ca, told=lambda word: _tell(format_, word))
+    output.show(format_, {"ended": True}, lambda: print("ended, as asked"))
+
+
+def _tell(format_: Format, word: str) -> None:
+    """A node's standing, on standard error: standard output is for the result."""
+    if format_ is Format.text:
+        print(word, file=sys.stderr, flush=True)
 
 
 @app.command("owner")

@@ -175,7 +175,9 @@ def test_random_damage_never_raises_anything_else() -> None:
 
 
 def test_every_node_gets_its_own_request_and_the_same_model() -> None:
-    one, other = round_requests(model(1.0), [(101, b"for-101"), (102, b"for-102")], "round-3")
+    one, other = round_requests(
+        model(1.0), [(101, b"for-101"), (102, b"for-102")], "round-3", ttl=60.0
+    )
     assert (one.metadata.dst_node_id, other.metadata.dst_node_id) == (101, 102)
     assert one.content.config_records["request"]["envelope"] == b"for-101"
     assert other.content.config_records["request"]["envelope"] == b"for-102"
@@ -186,7 +188,7 @@ def test_every_node_gets_its_own_request_and_the_same_model() -> None:
 
 
 def test_a_roll_call_is_a_query_and_carries_no_model() -> None:
-    (call,) = roll_call(b"who is there", [101], "roll-call")
+    (call,) = roll_call(b"who is there", [101], "roll-call", ttl=30.0)
     assert call.metadata.message_type == "query"
     assert set(call.content) == {"roll-call"}
 
