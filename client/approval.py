@@ -10,7 +10,7 @@ An approval has two halves, and nothing is usable with one of them: the owner si
 lists the plan, and the ledger records what was agreed to. They are written in this order: the plan
 (inert), the policy (no entry yet: the guard refuses), the entry. After a kill the command is
 repeated. With central trust an enrolment follows, which spends the whole plan
-(:mod:`client.enrolment`); without it the plan is not approved.
+(:mod:`client.central`); without it the plan is not approved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from client.enrolment import check_one_unit, enrolment_body, is_enrolled
+from client.central import check_one_unit, enrolment_body, is_enrolled
 from client.guard import is_approved, latest_approval
 from client.home import Home
 from client.records import check_records, records_digest

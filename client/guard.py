@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from client.enrolment import NO_NOISE, check_paid
+from client.central import NO_NOISE, check_paid
 from common.canonical import Json, number
 from common.errors import PlanError, Refusal, TrustError
 from common.keys import PublicKey

@@ -13,6 +13,7 @@ import fcntl
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,17 +113,40 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusively(directory: Path, otherwise: PrivetError) -> Iterator[None]:
-    """Hold a directory against every other process; raise ``otherwise`` if one has it."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def exclusively(
+    directory: Path, otherwise: PrivetError, *, patience: float = 0.0
+) -> Iterator[None]:
+    """Hold a directory against every other process; raise ``otherwise`` if one has it.
+
+    Args:
+        patience: seconds to wait for whoever has it; more than none outlasts :func:`is_held`.
+    """
+    handle, until = os.open(directory, os.O_RDONLY | os.O_DIRECTORY), time.monotonic() + patience
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise otherwise from None
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise otherwise from None
+                time.sleep(0.01)
+            else:
+                break
         yield
     finally:
         os.close(handle)
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a process holds a directory :func:`exclusively`, at this moment."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ one name. The private half is stored in OpenSSH's form, which ``flower-supernode
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -25,22 +26,24 @@ class NodePublicKey:
     """A node's public key, by its PEM text (SubjectPublicKeyInfo)."""
 
     pem: str
+    _key: ec.EllipticCurvePublicKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if _pem(_load(self.pem)) != self.pem:
+        object.__setattr__(self, "_key", _load(self.pem))
+        if _pem(self._key) != self.pem:
             raise TrustError("a node key in another spelling than Flower's", code="bad-node-key")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the key's DER (SubjectPublicKeyInfo), 64 hexadecimal digits."""
         der = serialization.Encoding.DER
         spki = serialization.PublicFormat.SubjectPublicKeyInfo
-        return digest(_load(self.pem).public_bytes(der, spki))
+        return digest(self._key.public_bytes(der, spki))
 
     def verify(self, signature: bytes, message: bytes) -> bool:
         """Whether ``signature`` (DER, ECDSA with SHA-256) is this key's over ``message``."""
         try:
-            _load(self.pem).verify(signature, message, _ALGORITHM)
+            self._key.verify(signature, message, _ALGORITHM)
         except InvalidSignature:
             return False
         return True

@@ -183,8 +183,8 @@ def _secret_matches(home: Any, enrolment: Any) -> bool:
 
 def server(path: Path) -> list[Finding]:
     """Everything about a federation's directory, its keys, its certificate and its port."""
-    from server.federation import Federation
-    from server.invitations import Invitations
+    from server.federation.directory import Federation
+    from server.federation.invitations import Invitations
 
     findings = [*_machine(path, ("flwr", "torch", "cryptography"))]
     here = _look("federation", lambda: Federation.read(path), findings, "readable")
@@ -216,7 +216,7 @@ def server(path: Path) -> list[Finding]:
 
 
 def _heads(here: Any) -> None:
-    from server.lasting import HEADS, read_heads
+    from server.federation.lasting import HEADS, read_heads
 
     read_heads(here.path / HEADS)
 

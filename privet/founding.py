@@ -24,7 +24,7 @@ from common.plan import Plan
 from common.policy import Policy
 from common.statement import PLAN_TYPE, Envelope
 from server.central.books import Books
-from server.federation import Federation
+from server.federation.directory import Federation
 from server.home import ServerHome
 from simulations.population import check_free
 

@@ -21,8 +21,8 @@ from common.errors import InputError, OperationError, PlanError, TrustError
 from common.keys import KeyDirectory, PublicKey, SigningKey
 from common.plan import Plan
 from common.policy import Policy
-from server.registry import REGISTRY, Registry
-from server.registry import Member as Member
+from server.federation.registry import REGISTRY, Registry
+from server.federation.registry import Member as Member
 from server.settings import Settings
 
 SCHEMA_VERSION = 1

@@ -27,9 +27,9 @@ from server.aggregation.validate import Expected, Rejected, open_reply
 from server.central import CentralRounds, budget_used
 from server.checkpoint import ALL_ROUNDS, BUDGET_USED, NO_IMPROVEMENT, Checkpoint, CheckpointStore
 from server.events import public_code
+from server.federation.lasting import keep_heads, starting_heads
 from server.heads import close, head_json, seen_of
 from server.home import ServerHome
-from server.lasting import keep_heads, starting_heads
 from server.messages import bytes_of, read_reply, round_requests
 from server.metrics import Metrics
 from server.nodes import DUPLICATE, LATE, Clock, Nodes

@@ -29,7 +29,7 @@ def status(home: ServerHome) -> Json:
     store = CheckpointStore(home.checkpoints, home.run, home.plan.digest)
     checkpoint, under_way = store.peek(), store.under_way()
     done = checkpoint.round if checkpoint else 0
-    metrics = [line for line in _metrics(home) if line["round"] <= done]
+    metrics = _until(home, done)
     log = events.read(home.events)
     asked_now = under_way[1] if under_way and under_way[0] == done + 1 else ()
     ended = checkpoint.ended if checkpoint else ""
@@ -71,6 +71,17 @@ def suspended(home: ServerHome) -> list[Json]:
             checkpoint.standing.suspended.items() if checkpoint else ()
         )
     ]
+
+
+def rounds(home: ServerHome) -> list[dict[str, Any]]:
+    """The rounds that are over, as :class:`server.record.RoundReport` has them, in order."""
+    checkpoint = CheckpointStore(home.checkpoints, home.run, home.plan.digest).peek()
+    return _until(home, checkpoint.round if checkpoint else 0)
+
+
+def _until(home: ServerHome, done: int) -> list[dict[str, Any]]:
+    """A line may be there before its round's checkpoint is."""
+    return [line for line in _metrics(home) if line["round"] <= done]
 
 
 def _metrics(home: ServerHome) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from privet.output import Format
 
 if TYPE_CHECKING:
     from common.enrolment import Join
-    from server.federation import Federation
+    from server.federation.directory import Federation
 
 approver_app = typer.Typer(help="The second party, who approves releases.", no_args_is_help=True)
 
@@ -49,7 +49,7 @@ def init(
 ) -> None:
     """Found a federation: the coordinator's key, an authority of its own, a certificate."""
     from common.invitation import Address
-    from server.federation import Federation
+    from server.federation.directory import Federation
 
     place = keys or directory.with_name(f"{directory.name}.keys")
     federation = Federation.create(directory, place, Address.parse(address), name or ())
@@ -68,7 +68,7 @@ def about(
 ) -> None:
     """Who this federation is: fingerprints to compare, and a file to hand out."""
     from common import durable
-    from server.federation import Federation
+    from server.federation.directory import Federation
 
     here = Federation.read(federation)
     data = _identity(here)
@@ -86,7 +86,7 @@ def set_approver(
     quiet: QuietOption = False,
 ) -> None:
     """Say who approves releases; clients that enrol from now on hear it."""
-    from server.federation import Federation
+    from server.federation.directory import Federation
 
     if not re.fullmatch(r"[0-9a-f]{64}", fingerprint):
         raise InputError("a fingerprint has 64 hexadecimal digits", code="bad-fingerprint")
@@ -103,8 +103,8 @@ def invite(
     quiet: QuietOption = False,
 ) -> None:
     """Print one token: hand it to the client by a way that you trust."""
-    from server.federation import Federation
-    from server.invitations import Invitations
+    from server.federation.directory import Federation
+    from server.federation.invitations import Invitations
 
     found = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", expires)
     if not found:
@@ -141,8 +141,8 @@ def approve_request(
     """Enrol a client that has no way in, after its fingerprints were compared."""
     from common import durable
     from common.enrolment import SignedJoin
-    from server.enrolment import admit_request, approve_request
-    from server.federation import Federation
+    from server.federation.directory import Federation
+    from server.federation.doorkeeper import admit_request, approve_request
 
     here = Federation.read(federation)
     join = admit_request(here, SignedJoin.decode(read_small(file)))
@@ -171,8 +171,8 @@ def nodes(
     quiet: QuietOption = False,
 ) -> None:
     """Who is enrolled, who was revoked, and who is invited."""
-    from server.federation import Federation
-    from server.invitations import Invitations
+    from server.federation.directory import Federation
+    from server.federation.invitations import Invitations
 
     here = Federation.read(federation)
     rows = [
@@ -203,8 +203,8 @@ def revoke(
     quiet: QuietOption = False,
 ) -> None:
     """End a client's part at once and for good, and its open invitations; no other is touched."""
-    from server.federation import Federation
-    from server.invitations import Invitations
+    from server.federation.directory import Federation
+    from server.federation.invitations import Invitations
 
     here = Federation.read(federation)
     withdrawn = Invitations(here).withdraw(name)
@@ -222,7 +222,7 @@ def rotate(
     quiet: QuietOption = False,
 ) -> None:
     """Make a new certificate with a new key for the server; clients notice nothing."""
-    from server.federation import Federation
+    from server.federation.directory import Federation
 
     here = Federation.read(federation).with_names(name or ())
     made = here.authority().issue(here.names)
@@ -241,7 +241,7 @@ def create(
 ) -> None:
     """Make a run of a plan with everybody who is enrolled; its owners approve the signed plan."""
     from privet.founding import PLAN_ENVELOPE, create_run
-    from server.federation import Federation
+    from server.federation.directory import Federation
 
     home = create_run(Federation.read(federation), directory, plan, changes or ())
     data = {
@@ -260,7 +260,7 @@ def init_approver(
     quiet: QuietOption = False,
 ) -> None:
     """Make the approver's key, if there is none; never beside the coordinator's."""
-    from server.federation import approver_key
+    from server.federation.directory import approver_key
 
     key = approver_key(directory, make=True).public
     data = {"approver": key.fingerprint, "public_key": key.text()}

@@ -30,7 +30,7 @@ def status_server(
     from server.status import status
 
     data = status(ServerHome.read(run))
-    output.show(format_, data, lambda: _print_status(data))
+    output.show(format_, data, lambda: print_status(data))
 
 
 @app.command("suspended")
@@ -83,7 +83,7 @@ def stop_server(
     output.show(format_, {"stop_requested": True}, lambda: print(f"{run} stops after its round"))
 
 
-def _print_status(data: dict[str, Any]) -> None:
+def print_status(data: dict[str, Any]) -> None:
     rounds, replies, rates = data["rounds"], data["replies"], data["rates"]
     state = f"{data['state']}: {data['ended']}" if data["ended"] else data["state"]
     print(f"run        {data['run']}, plan {data['plan']['name']}")

@@ -20,9 +20,9 @@ from common.keys import KeyDirectory
 from common.nodekey import NodeKey
 from privet import doctoring
 from privet.cli import run
-from server.authority import TLS
-from server.federation import APPROVER
-from server.lasting import HEADS
+from server.federation.authority import TLS
+from server.federation.directory import APPROVER
+from server.federation.lasting import HEADS
 from tests.server.doorway import Door, door_in
 from tests.world import PLAN, ROWS, Snapshot, signed, write_rows
 

@@ -21,10 +21,10 @@ from common.keys import KeyDirectory
 from common.plan import Plan
 from common.statement import PLAN_TYPE, Envelope
 from server.app import coordinate
-from server.authority import TLS
-from server.federation import APPROVER, Federation, approver_key
+from server.federation.authority import TLS
+from server.federation.directory import APPROVER, Federation, approver_key
+from server.federation.lasting import HEADS
 from server.home import COORDINATOR, ServerHome
-from server.lasting import HEADS
 from simulations.grid import InProcessGrid
 from tests.privet.test_cli import call
 from tests.server.doorway import Door, door_in

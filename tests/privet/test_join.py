@@ -20,8 +20,8 @@ from common.enrolment import JOIN_PATH, PATHS
 from common.errors import InputError, NetworkError, OperationError, PrivetError, TrustError
 from common.invitation import Invitation
 from common.keys import KeyDirectory
-from server.authority import TLS, Authority
-from server.registry import Registry
+from server.federation.authority import TLS, Authority
+from server.federation.registry import Registry
 from tests.privet.test_cli import call
 from tests.server.doorway import DAY, Door, door_in
 from tests.world import Snapshot
@@ -181,7 +181,7 @@ def test_a_withdrawn_or_revoked_client_cannot_use_its_token(
 
 def recording(door: Door, file: Path) -> Any:
     """A relay that shows the real server's introduction, and writes down what it is sent."""
-    from server.enrolment import Doorkeeper
+    from server.federation.doorkeeper import Doorkeeper
 
     about = Doorkeeper(door.federation).about()
 

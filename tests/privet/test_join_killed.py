@@ -12,7 +12,7 @@ from client.joining import join
 from client.requesting import accept, request
 from client.site import node_key, read_enrolment
 from common.enrolment import SignedJoin
-from server.enrolment import admit_request, approve_request
+from server.federation.doorkeeper import admit_request, approve_request
 from tests.server.doorway import Door, door_in
 from tests.world import killed_at
 

@@ -13,7 +13,7 @@ from client.site import read_enrolment
 from common.canonical import decode, encode
 from common.enrolment import SignedJoin
 from common.errors import InputError, TrustError
-from server.enrolment import admit_request, approve_request
+from server.federation.doorkeeper import admit_request, approve_request
 from tests.privet.test_cli import call
 from tests.server.doorway import Door, door_in
 

@@ -23,11 +23,11 @@ from client.custody import Custody
 from client.site import Site
 from common.data.binding import Binding
 from common.invitation import Address, Invitation
-from server.authority import TLS
-from server.doorway import Doorway, Rate
-from server.enrolment import Doorkeeper
-from server.federation import Federation
-from server.invitations import Invitations
+from server.federation.authority import TLS
+from server.federation.directory import Federation
+from server.federation.doorkeeper import Doorkeeper
+from server.federation.doorway import Doorway, Rate
+from server.federation.invitations import Invitations
 from tests.world import POLICY, ROWS, Snapshot, write_rows
 
 DAY = 86400

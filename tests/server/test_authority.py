@@ -12,7 +12,7 @@ import pytest
 from common.enrolment import certificate_fingerprint
 from common.errors import InputError, OperationError, TrustError
 from common.keys import KeyDirectory
-from server.authority import AUTHORITY, TLS, Authority
+from server.federation.authority import AUTHORITY, TLS, Authority
 from tests.world import Snapshot
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -20,8 +20,8 @@ from common.errors import TrustError
 from common.invitation import Invitation
 from common.keys import SigningKey
 from common.nodekey import NodeKey
-from server.doorway import Doorway, Rate
-from server.enrolment import CHALLENGE_SECONDS, Doorkeeper
+from server.federation.doorkeeper import CHALLENGE_SECONDS, Doorkeeper
+from server.federation.doorway import Doorway, Rate
 from tests.server.doorway import ROOMY, Door, door_in
 from tests.world import killed_at
 

@@ -12,9 +12,9 @@ from common.canonical import decode, encode
 from common.enrolment import Join
 from common.errors import TrustError
 from common.nodekey import NodeKey
+from server.federation.lasting import HEADS
+from server.federation.registry import REGISTRY, Registry
 from server.home import ServerHome
-from server.lasting import HEADS
-from server.registry import REGISTRY, Registry
 from tests.server.federation import NAMES, World
 from tests.world import FakeClient, flower_identity, killed_at, leaves
 

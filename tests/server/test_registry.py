@@ -11,7 +11,7 @@ from common.enrolment import Join
 from common.errors import InputError, TrustError
 from common.keys import SigningKey
 from common.nodekey import NodeKey
-from server.registry import Registry
+from server.federation.registry import Registry
 from tests.world import killed_at
 
 NODE_KEYS = [NodeKey.generate().public.pem for _ in range(6)]

@@ -17,9 +17,9 @@ from common.canonical import Json, encode
 from common.enrolment import About, Enrolment, Join, SignedJoin, open_document
 from common.errors import TrustError
 from common.keys import SigningKey
-from server.federation import Federation
-from server.invitations import Invitations
-from server.registry import Enrolled
+from server.federation.directory import Federation
+from server.federation.invitations import Invitations
+from server.federation.registry import Enrolled
 
 CHALLENGE_SECONDS = 300
 

@@ -18,7 +18,7 @@ from typing import Any
 from common.canonical import encode
 from common.enrolment import ABOUT_PATH, CHALLENGE_PATH, MAX_BYTES, PATHS
 from common.errors import PrivetError, TrustError
-from server.enrolment import Doorkeeper
+from server.federation.doorkeeper import Doorkeeper
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

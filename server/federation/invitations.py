@@ -20,7 +20,7 @@ from common.config import NAME
 from common.errors import InputError, TrustError
 from common.invitation import Invitation
 from common.keys import PublicKey
-from server.federation import Federation
+from server.federation.directory import Federation
 
 SCHEMA_VERSION = 1
 LEAST_SECONDS, MOST_SECONDS = 60, 30 * 86400

@@ -8,7 +8,7 @@ back does not bring an expired invitation back.
 
     federation.json    address, names for the certificate, where the keys are, the approver
     registry.jsonl     who is enrolled
-    invitations.json   who was invited, and until when; see server.invitations
+    invitations.json   who was invited, and until when; see server.federation.invitations
     heads.json         how far each client's ledger was seen to come; see server.heads
 """
 
@@ -26,9 +26,9 @@ from common.enrolment import About
 from common.errors import InputError, PlanError, TrustError
 from common.invitation import Address, is_host
 from common.keys import KeyDirectory, SigningKey
-from server.authority import AUTHORITY, Authority
+from server.federation.authority import AUTHORITY, Authority
+from server.federation.registry import REGISTRY, Registry
 from server.home import COORDINATOR
-from server.registry import REGISTRY, Registry
 
 SCHEMA_VERSION = 1
 APPROVER = "approver"  # the name of the approver's key in a key directory of its own

@@ -10,7 +10,7 @@ again whenever it was replaced: what an operator decides holds from then on, wit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -91,6 +91,7 @@ class Registry:
         self._version: tuple[int, ...] | None = None
         self._entries: tuple[Enrolled, ...] = ()
         self._members: dict[str, Member] = {}
+        self._node_keys: Mapping[bytes, str] = {}
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -109,7 +110,9 @@ class Registry:
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
         if version != self._version:
             self._entries = self._read()
-            self._members = {e.name: e.member() for e in self._entries if e.active}
+            active = [entry for entry in self._entries if entry.active]
+            self._members = {entry.name: entry.member() for entry in active}
+            self._node_keys = {entry.node_key.encode(): entry.name for entry in active}
             self._version = version
         return self._entries
 
@@ -122,9 +125,13 @@ class Registry:
         self.entries()
         return dict(self._members)
 
-    def node_keys(self) -> dict[bytes, str]:
-        """The node key (PEM) of everybody who may connect now, to the name it is bound to."""
-        return {entry.node_key.encode(): entry.name for entry in self.entries() if entry.active}
+    def node_keys(self) -> Mapping[bytes, str]:
+        """The node key (PEM) of everybody who may connect now, to the name it is bound to.
+
+        The same object as long as the file is the same, so asking at each request costs a look.
+        """
+        self.entries()
+        return self._node_keys
 
     def counts(self, member: Member) -> bool:
         """Whether this member of a run may still take part, with this very key."""

@@ -1,0 +1,1 @@
+"""The link: how a client stays part of a federation, for months."""

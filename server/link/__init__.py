@@ -1,0 +1,1 @@
+"""The link: how clients reach the coordinator, and how a run is driven over it."""

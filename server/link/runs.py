@@ -1,0 +1,159 @@
+"""How does an operator run a plan's rounds over a link: begin, go on, and not twice at once?
+
+The rules: a run begins once; what was begun is resumed, by name, and ends in the bits that it would
+have ended in. One process at a time works on a run. A run names its federation, and there the link
+is found: nothing more than the run's directory is needed to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import durable
+from common.errors import InputError
+from common.models.networks import parameters_of
+from common.models.registry import build
+from server.app import coordinate
+from server.checkpoint import CheckpointStore
+from server.federation.directory import Federation
+from server.home import ServerHome
+from server.link.place import Place
+from server.link.superlink.grid import run_on
+from server.rounds import RoundReport
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told how a run is doing.
+
+    Args:
+        progress: called as (round, answers so far, asked) while a round waits.
+        on_round: called after each round.
+    """
+
+    progress: Callable[[int, int, int], None] | None = None
+    on_round: Callable[[RoundReport], None] | None = None
+
+
+def begin(path: Path, watcher: Watcher | None = None) -> None:
+    """Run a run that was not begun yet.
+
+    Args:
+        path: the run's directory.
+
+    Raises:
+        PrivetError: as :func:`may_begin`, and as :func:`server.app.coordinate`.
+    """
+    home = ServerHome.read(path)
+    with _alone(home):
+        _work(home, may_begin(home), watcher or Watcher())
+
+
+def resume(path: Path, watcher: Watcher | None = None) -> bool:
+    """Go on with a run that was stopped or killed; False if it is finished.
+
+    Raises:
+        PrivetError: as :func:`may_go_on`, and as :func:`server.app.coordinate`.
+    """
+    home = ServerHome.read(path)
+    with _alone(home):
+        place = may_go_on(home)
+        latest = CheckpointStore(home.checkpoints, home.run, home.plan.digest).peek()
+        if latest is not None and latest.ended and latest.closed:
+            return False
+        _work(home, place, watcher or Watcher())
+        return True
+
+
+def may_begin(home: ServerHome) -> Place:
+    """Where the link of a run that was not begun yet is.
+
+    Raises:
+        InputError: ``begun-already``, ``not-in-a-federation``, or no link was ever started.
+    """
+    place = _place(home)
+    if _begun(home):
+        raise InputError(
+            f"{home.path} was begun already",
+            hint=f"go on with `privet server resume {home.path}`",
+            code="begun-already",
+        )
+    return place
+
+
+def may_go_on(home: ServerHome) -> Place:
+    """Where the link of a run that was begun is.
+
+    Raises:
+        InputError: ``nothing-to-resume``, ``not-in-a-federation``, or no link was ever started.
+    """
+    place = _place(home)
+    if not _begun(home):
+        raise InputError(
+            f"there is nothing to resume: {home.path} was not begun",
+            hint=f"begin it with `privet server run {home.path}`",
+            code="nothing-to-resume",
+        )
+    return place
+
+
+def is_at_work(home: ServerHome) -> bool:
+    """Whether a process runs this run now."""
+    return durable.is_held(home.path)
+
+
+def _work(home: ServerHome, place: Place, watcher: Watcher) -> None:
+    with _interrupt_stops(), run_on(place.inside(), place.secret()) as grid:
+        model = parameters_of(build(home.plan.model, home.plan.schema, seed=0).network)
+        grid.limit = sum(value.nbytes for value in model.values())
+        coordinate(grid, home.path, progress=watcher.progress, on_round=watcher.on_round)
+
+
+def _place(home: ServerHome) -> Place:
+    if home.federation is None:
+        raise InputError(
+            f"{home.path} is a simulated run, and has no federation",
+            hint="privet server create makes a run of enrolled clients",
+            code="not-in-a-federation",
+        )
+    place = Place(Federation.read(home.federation))
+    place.inside()
+    return place
+
+
+def _begun(home: ServerHome) -> bool:
+    return (home.checkpoints / "pending.json").exists()
+
+
+def _alone(home: ServerHome) -> contextlib.AbstractContextManager[None]:
+    busy = InputError(
+        f"{home.path} is being run by another process",
+        hint="`privet server status` says how it stands",
+        code="directory-in-use",
+    )
+    return durable.exclusively(home.path, busy, patience=1.0)
+
+
+@contextlib.contextmanager
+def _interrupt_stops() -> Iterator[None]:
+    """The first Ctrl-C is a wish to stop after the round; the second one ends it now."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

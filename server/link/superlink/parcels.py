@@ -1,0 +1,299 @@
+"""How does a whole message pass the SuperLink in one request?
+
+The rules: Flower moves a message as a tree of objects, each in a request of its own: about twenty
+for a model of two arrays, and each costs more than what it carries. Here the same state is reached
+by the same handlers, once per message. A node gets its own messages and no others, and gives
+replies in its own name: who it is, is what its seal says. A message stays its node's until the node
+says that it has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from fastapi import FastAPI
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.runtime_pb2 import (
+    PullAppMessagesRequest,
+    PullAppMessagesResponse,
+    PushAppMessagesRequest,
+)
+from flwr.supercore.error import FlowerError
+from flwr.supercore.error.catalog import API_ERROR_MAP
+from flwr.supercore.inflatable.inflatable_object import get_object_id, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import validate_object_content
+from flwr.superlink.servicer.fleet import fleet_handlers
+from flwr.superlink.servicer.runtime import runtime_handlers
+from google.protobuf.message import DecodeError
+
+from common.errors import TrustError
+from common.parcel import pack, unpack
+from server.link.waking import Barred
+
+log = logging.getLogger("privet.link")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+MOST_PARTS = 10_000
+BATCH = 16 * 1024 * 1024  # bytes that the coordinator collects at once, or one reply
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A message on its way to a node: what Flower says of it, and the names of its parts."""
+
+    head: bytes
+    run: int
+    name: str
+    parts: tuple[str, ...]
+    until: float  # seconds since the epoch
+
+
+@dataclass
+class _Reply:
+    """A reply that the coordinator was promised, and that may not be whole yet."""
+
+    proto: Any
+    tree: ObjectTree
+    size: int = 0
+    parts: dict[str, bytes] = field(default_factory=dict)
+
+
+def _at_once(method: Callable[Concatenate[Parcels, P], R]) -> Callable[Concatenate[Parcels, P], R]:
+    """All that a request does is one transaction of the database, not one for each step."""
+
+    @functools.wraps(method)
+    def work(self: Parcels, /, *arguments: P.args, **named: P.kwargs) -> R:
+        with self.state.session():
+            return method(self, *arguments, **named)
+
+    return work
+
+
+class Parcels:
+    """Whole messages, over a SuperLink's state. Safe to call from several threads.
+
+    Args:
+        app: the SuperLink.
+
+    ``state`` is Flower's.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self.state = app.state.linkstate_factory.state()
+        self._given: dict[bytes, Taken] = {}
+        self._replies: dict[int, dict[str, _Reply]] = {}
+        self._collecting = threading.Lock()
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    @_at_once
+    def take(self, key: bytes, body: bytes) -> Taken | None:
+        """A node's next message, if there is one; the last one again, unless the node has it.
+
+        Args:
+            key: the node's public key.
+            body: a ``PullMessagesRequest`` whose ``message_ids`` are what it has got.
+        """
+        request = _parse(PullMessagesRequest, body)
+        self._check_node(key, request.node.node_id)
+        last = self._given.get(key)
+        if last is not None:
+            if last.name not in request.message_ids and time.time() < last.until:
+                return last
+            self.state.object_store.delete(last.name)
+            del self._given[key]
+        answer = fleet_handlers.pull_messages(request, self.state, self.state.object_store)
+        if not answer.messages_list:
+            return None
+        metadata = answer.messages_list[0].metadata
+        names = [part.object_id for part in iterate_object_tree(answer.message_object_trees[0])]
+        taken = Taken(
+            head=answer.SerializeToString(),
+            run=metadata.run_id,
+            name=metadata.message_id,
+            parts=tuple(dict.fromkeys(names)),
+            until=metadata.created_at + metadata.ttl,
+        )
+        self._given[key] = taken
+        return taken
+
+    @_at_once
+    def parts(self, taken: Taken, names: Sequence[str]) -> list[bytes | None]:
+        """A message's next parts, as far as they are there, and at most one beyond :data:`BATCH`.
+
+        Returns:
+            None in the last place: that part, and so the message, never will be.
+        """
+        found: list[bytes | None] = []
+        size = 0
+        for name in names:
+            content: bytes | None = self.state.get_object(taken.run, name)
+            if content == b"":
+                break
+            found.append(content)
+            if content is None or (size := size + len(content)) > BATCH:
+                break
+        return found
+
+    @_at_once
+    def give(self, key: bytes, body: bytes) -> bytes:
+        """Take parts of a node's reply; which are still missing.
+
+        Args:
+            body: a parcel: a ``PushMessagesRequest``, and parts of what it announces.
+        """
+        parts = _open(body)
+        request = _parse(PushMessagesRequest, parts[0])
+        self._check_node(key, request.node.node_id)
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            raise Barred(400)
+        if request.messages_list[0].metadata.src_node_id != request.node.node_id:
+            raise Barred(400)
+        answer = _flower(fleet_handlers.push_messages, request, self.state)
+        run = request.messages_list[0].metadata.run_id
+        return self._store(answer, run, parts[1:])
+
+    def come_back(self, key: bytes) -> None:
+        """Let a node activate that Flower takes for active still: whoever holds its key is it.
+
+        Flower would refuse a node that was killed and restarted until its heartbeats were missed.
+        """
+        node = self.state.get_node_id_by_public_key(key)
+        if node is not None:
+            self.state.deactivate_node(node)
+
+    def forget(self, keys: set[bytes]) -> None:
+        """Drop what is kept for other nodes than these."""
+        self._given = {key: taken for key, taken in self._given.items() if key in keys}
+
+    def _check_node(self, key: bytes, node: int) -> None:
+        if self.state.get_node_id_by_public_key(key) != node:
+            raise Barred(401)
+
+    # -- the coordinator -------------------------------------------------------------------------
+
+    @_at_once
+    def send(self, token: str, body: bytes) -> bytes:
+        """Take messages and parts of what they announce; which parts are still missing.
+
+        Args:
+            token: of the run's task.
+            body: a parcel: a ``PushAppMessagesRequest``, and parts.
+        """
+        task = self._task(token)
+        parts = _open(body)
+        request = _parse(PushAppMessagesRequest, parts[0])
+        answer = _flower(runtime_handlers.push_messages, request, self.state, task)
+        return self._store(answer, task.run_id, parts[1:])
+
+    @_at_once
+    def collect(self, token: str, body: bytes, limit: int) -> bytes:
+        """Replies that are there in full: for each its proto and its parts.
+
+        Args:
+            token: of the run's task.
+            body: a ``PullAppMessagesRequest``.
+            limit: bytes that a reply may have; of a larger one only the proto is given.
+        """
+        task = self._task(token)
+        request = _parse(PullAppMessagesRequest, body)
+        with self._collecting:
+            waiting = self._replies.setdefault(task.run_id, {})
+            # What was given out once is unknown to the SuperLink from then on.
+            known = {reply.proto.metadata.reply_to_message_id for reply in waiting.values()}
+            names = [name for name in request.message_ids if name not in known]
+            if names:
+                ask = PullAppMessagesRequest(message_ids=names)
+                answer = _flower(runtime_handlers.pull_messages, ask, self.state, task)
+                pairs = zip(answer.messages_list, answer.message_object_trees, strict=True)
+                for proto, tree in pairs:
+                    waiting[proto.metadata.message_id] = _Reply(proto, tree)
+            return self._whole(task.run_id, waiting, limit)
+
+    def _whole(self, run: int, waiting: dict[str, _Reply], limit: int) -> bytes:
+        """Those that are whole, as long as they fit; each a parcel of its own."""
+        result: list[bytes] = []
+        size = 0
+        for name, reply in list(waiting.items()):
+            if size and size + reply.size > BATCH:
+                break
+            if not self._complete(run, reply, limit):
+                continue
+            proto = PullAppMessagesResponse(messages_list=[reply.proto]).SerializeToString()
+            result.append(pack([proto, *reply.parts.values()]))
+            size += len(result[-1])
+            del waiting[name]
+            self.state.object_store.delete(name)
+        return pack(result)
+
+    def _complete(self, run: int, reply: _Reply, limit: int) -> bool:
+        """Fetch what is there of a reply; whether that is all, or more than is wanted."""
+        for number, part in enumerate(iterate_object_tree(reply.tree)):
+            if part.object_id in reply.parts:
+                continue
+            content = self.state.get_object(run, part.object_id)
+            if content == b"":
+                return False
+            if content is None or reply.size + len(content) > limit or number >= MOST_PARTS:
+                reply.parts = {}
+                return True
+            reply.parts[part.object_id] = content
+            reply.size += len(content)
+        return True
+
+    def _task(self, token: str) -> Any:
+        task = self.state.get_task_by_token(token) if token else None
+        if task is None:
+            raise Barred(401)
+        self._replies = {run: kept for run, kept in self._replies.items() if run == task.run_id}
+        return task
+
+    def _store(self, answer: Any, run: int, parts: list[bytes]) -> bytes:
+        wanted = dict.fromkeys(answer.objects_to_push)
+        for part in parts:
+            name = get_object_id(part)
+            if name not in wanted:
+                continue
+            try:
+                validate_object_content(part)
+            except ValueError as error:
+                raise Barred(400) from error
+            if self.state.store_object(run, answer.session_id, name, part):
+                del wanted[name]
+        del answer.objects_to_push[:]
+        answer.objects_to_push.extend(wanted)
+        return bytes(answer.SerializeToString())
+
+
+def _open(body: bytes) -> list[bytes]:
+    try:
+        parts = unpack(body, MOST_PARTS)
+    except TrustError as error:
+        raise Barred(400) from error
+    if not parts:
+        raise Barred(400)
+    return parts
+
+
+def _parse(kind: Any, body: bytes) -> Any:
+    try:
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise Barred(400) from error
+
+
+def _flower(handler: Any, *arguments: Any) -> Any:
+    try:
+        return handler(*arguments)
+    except FlowerError as error:
+        raise Barred(API_ERROR_MAP[error.code].http_status_code) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Barred(400) from error

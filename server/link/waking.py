@@ -1,0 +1,188 @@
+"""What is done with a request that came through a door, and when is it worth doing?
+
+The rules: whole messages go through :mod:`server.link.superlink.parcels`, everything else to
+Flower. A question that would get no answer is held until there is news, or for so long; then it is
+asked, whatever this module thinks: holding can delay nothing for longer than that and hide nothing,
+and a node that waits costs one request in a while instead of ten a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.parcel import frame
+
+if TYPE_CHECKING:
+    from server.link.superlink.parcels import Parcels, Taken
+
+TAKE, GIVE = "/privet/v1/take", "/privet/v1/give"  # a node's
+ACTIVATE = "/v1/fleet/activate-node"
+SEND, COLLECT = "/privet/v1/send", "/privet/v1/collect"  # the coordinator's
+LIMIT_HEADER = "privet-limit"
+LINK_HEADER = "privet-link"  # a value of its own for each start of a link
+TOKEN_HEADER = "flwr-task-token"  # noqa: S105  (a name)
+
+HOLD_NODES = 8.0  # seconds that a node's question may be held
+HOLD_COORDINATOR = 0.25
+PART_SECONDS = 10.0  # that a part of a message may be late by
+AT_WORK = 4  # requests that the database works on at the same time
+MAX_INSIDE = 1 << 31
+
+
+class Barred(Exception):
+    """A request that cannot be served; ``status`` says why in HTTP's terms."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class News:
+    """A number that grows whenever there is news, and a way to wait for that."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._changed = asyncio.Event()
+
+    def tell(self) -> None:
+        self.number += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def after(self, number: int, seconds: float) -> None:
+        """Return when there is news that is newer than ``number``, or after so long."""
+        if number == self.number:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), seconds)
+
+
+class Waking:
+    """Flower's application behind both doors; what is sent through one wakes who asks in the other.
+
+    Args:
+        app: Flower's.
+        parcels: whole messages over its state.
+    """
+
+    def __init__(self, app: ASGIApp, parcels: Parcels) -> None:
+        self._app, self._parcels = app, parcels
+        self._for_nodes, self._for_coordinator = News(), News()
+        self._heard: dict[bytes, int] = {}  # the news that a node knew when it got nothing
+        self._collected = -1
+        self._work = asyncio.Semaphore(AT_WORK)
+
+    async def public(self, scope: Scope, body: bytes, key: bytes, send: Send) -> None:
+        """A request of the node with this key."""
+        path = scope["path"]
+        if path == TAKE:
+            await self._take(key, body, send)
+        elif path == GIVE:
+            answer = await self._do(self._parcels.give, key, body)
+            self._for_coordinator.tell()
+            await _answer(send, answer)
+        else:
+            if path == ACTIVATE:
+                await self._do(self._parcels.come_back, key)
+            await self._app(scope, _whole(body), send)
+
+    async def _take(self, key: bytes, body: bytes, send: Send) -> None:
+        await self._for_nodes.after(self._heard.pop(key, -1), HOLD_NODES)
+        number = self._for_nodes.number
+        taken: Taken | None = await self._do(self._parcels.take, key, body)
+        if taken is None:
+            self._heard[key] = number
+            await _answer(send, b"")
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": frame(taken.head), "more_body": True})
+        async for data in self._parts(taken):
+            await send({"type": "http.response.body", "body": frame(data), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _parts(self, taken: Taken) -> AsyncIterator[bytes]:
+        """All parts of a message, in order; fewer if some never come: the node sees that."""
+        names, until = list(taken.parts), time.monotonic() + PART_SECONDS
+        while names:
+            found: list[bytes | None] = await self._do(self._parcels.parts, taken, names)
+            for data in found:
+                if data is None:
+                    return
+                yield data
+            del names[: len(found)]
+            if found:
+                until = time.monotonic() + PART_SECONDS
+            elif time.monotonic() > until:
+                return
+            else:
+                await asyncio.sleep(0.05)
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request of the coordinator's, or an operator's."""
+        if scope["path"] not in (SEND, COLLECT):
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
+        token, body = headers.get(TOKEN_HEADER, ""), await _read(receive)
+        try:
+            await _answer(send, await self._serve(scope["path"], token, body, headers))
+        except Barred as barred:
+            await _answer(send, b"", barred.status)
+
+    async def _serve(self, path: str, token: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+        answer: bytes
+        if path == SEND:
+            answer = await self._do(self._parcels.send, token, body)
+            self._for_nodes.tell()
+        else:
+            number = self._for_coordinator.number
+            if self._collected == number:
+                await self._for_coordinator.after(number, HOLD_COORDINATOR)
+            self._collected = self._for_coordinator.number
+            limit = int(headers.get(LIMIT_HEADER, "0"))
+            answer = await self._do(self._parcels.collect, token, body, limit)
+            if answer:
+                self._collected = -1  # there may be more than fitted
+        return answer
+
+    async def _do(self, work: Any, *arguments: Any) -> Any:
+        async with self._work:
+            return await asyncio.to_thread(work, *arguments)
+
+    def forget(self, keys: set[bytes]) -> None:
+        """Drop what is known of other nodes than these."""
+        self._heard = {key: number for key, number in self._heard.items() if key in keys}
+        self._parcels.forget(keys)
+
+
+async def _read(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body", False) or len(body) > MAX_INSIDE:
+            return bytes(body)
+
+
+def _whole(body: bytes) -> Receive:
+    """A request body that is already there."""
+    given = asyncio.Event()
+
+    async def once() -> Message:
+        if given.is_set():
+            await asyncio.Event().wait()  # nothing more is coming
+        given.set()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once
+
+
+async def _answer(send: Send, body: bytes, status: int = 200) -> None:
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
