@@ -94,9 +94,10 @@ class Client:
             intent = admission.begun or self._ledger.append(
                 self.home.federation, Kind.INTENT, admission.intent
             )
-            kept = self._kept.read(
-                self._ledger.chain(self.home.federation), request.plan, request.run
-            )
+            kept: Arrays = {}
+            if admission.plan.keeps:
+                chain = self._ledger.chain(self.home.federation)
+                kept = self._kept.read(chain, request.plan, request.run)
         start = begin(self.home, admission.plan, arrays, kept)
         update, keep = part(admission.plan, start, self._train(admission, start))
         return self._disclose(admission, intent, update, kept, keep)

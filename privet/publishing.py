@@ -36,11 +36,11 @@ from common.models.preprocess import ServingModel
 from common.models.registry import build
 from common.statement import Envelope
 from common.wire import unpack_arrays
-from privet.founding import PLAN_ENVELOPE
 from privet.releasing import Ledgers, artifacts_of, propose
 from server.central.books import open_books
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.federation.directory import Federation
+from server.federation.founding import PLAN_ENVELOPE
 from server.heads import note_of
 from server.home import COORDINATOR, ServerHome
 from server.release.ledgers import kept, missing

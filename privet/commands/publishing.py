@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from common import durable
 from common.errors import NetworkError, TrustError
 from privet import output
 from privet.commands.federation import FederationOption, approver_app
@@ -62,9 +63,8 @@ def propose(
     """Propose a finished run's model for release: what the approver is given."""
     from common.keys import PublicKey
     from privet.publishing import make_proposal
-    from simulations.population import check_free
 
-    check_free(out)
+    durable.check_free(out)
     third = PublicKey.from_text(recovery) if recovery else None
     proposal = make_proposal(run, PublicKey.from_text(approver), third)
     proposal.write(out)
@@ -92,9 +92,8 @@ def approve(
     from privet.publishing import Proposal
     from privet.publishing import approve as work
     from server.federation.directory import approver_key
-    from simulations.population import check_free
 
-    check_free(out)
+    durable.check_free(out)
     key = approver_key(keys)
     approval, verdict = work(Proposal.read(proposal), coordinator.lower(), key)
     approval.write(out)

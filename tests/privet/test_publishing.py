@@ -23,7 +23,7 @@ from server.home import ServerHome
 from server.release.ledgers import collect, kept, missing
 from server.release.repository import Repository
 from simulations.grid import InProcessGrid
-from tests.network import Network
+from simulations.processes import Network
 from tests.privet.test_cli import call
 from tests.world import Snapshot
 
