@@ -1,15 +1,27 @@
-"""How do a few things travel in one body? Each after its length.
+"""How do a few things travel in one body, and how large may what is in them become?
 
-The rule: whoever reads says first how much there may be; a length is believed only within that.
+The rules: each part comes after its length, and whoever reads says first how much there may be; a
+length is believed only within that. The parts are objects of Flower's, which build others: an array
+is made of chunks, and may name one of them many times. So what they say of one another is added up
+before any is built.
+
+An object is ``KIND CHILD,CHILD,… LENGTH``, a zero byte, and a body (flwr 1.41, ``inflatable``); its
+name is the SHA-256 of all that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
+from common.canonical import digest
 from common.errors import TrustError
 
 LENGTH = 4  # bytes of a length, big-endian
+MOST_PARTS = 1000  # of one message: a model of a few hundred arrays
+MOST_BYTES = 256 * 1024 * 1024  # that a message may be, and become
+_ARRAY, _CHUNK, _MOST_ARRAY_BODY = "Array", "ArrayChunk", 1024 * 1024
 
 
 def frame(part: bytes) -> bytes:
@@ -58,3 +70,64 @@ def batches(parts: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
         total += len(part) + LENGTH
     if group:
         yield group
+
+
+@dataclass(frozen=True)
+class Part:
+    """An object, as far as its head says.
+
+    Args:
+        name: SHA-256, 64 hexadecimal digits.
+        kind: its type.
+        children: names of the objects that it is built of.
+        body: its own bytes.
+    """
+
+    name: str
+    kind: str
+    children: tuple[str, ...]
+    body: bytes
+
+    @classmethod
+    def read(cls, data: bytes) -> Part:
+        """Read an object's head; TrustError if it has none."""
+        head, divider, body = data.partition(b"\0")
+        try:
+            kind, children, length = head.decode("ascii").split(" ")
+            if not divider or int(length) != len(body):
+                raise ValueError("no head, or another length")
+        except ValueError as error:
+            raise TrustError("that is no object", code="malformed") from error
+        names = tuple(children.split(",")) if children else ()
+        return cls(digest(data), kind, names, body)
+
+
+def check_size(objects: Sequence[bytes], limit: int) -> None:
+    """Whether these objects together become at most ``limit`` bytes.
+
+    Raises:
+        TrustError: ``too-large``, or ``malformed``: one is no object.
+    """
+    parts = [Part.read(data) for data in objects]
+    chunks = {part.name: len(part.body) for part in parts if part.kind == _CHUNK}
+    total = sum(len(part.body) for part in parts if part.kind != _CHUNK)
+    for part in parts:
+        if part.kind == _ARRAY:
+            total += sum(chunks.get(part.children[i], 0) for i in _indices(part))
+    if total > limit:
+        raise TrustError(f"objects that become more than {limit} bytes", code="too-large")
+
+
+def _indices(part: Part) -> list[int]:
+    """Which of its children an array is made of, in order."""
+    try:
+        if len(part.body) > _MOST_ARRAY_BODY:
+            raise ValueError("too long")
+        indices = json.loads(part.body)["arraychunk_ids"]
+        if not isinstance(indices, list) or not all(
+            type(index) is int and 0 <= index < len(part.children) for index in indices
+        ):
+            raise ValueError("other chunks than it has")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TrustError("that is no array", code="malformed") from error
+    return indices

@@ -50,7 +50,7 @@ from google.protobuf.message import DecodeError
 from common.errors import NetworkError, TrustError
 from common.invitation import Address
 from common.nodekey import NodeKey
-from common.parcel import batches, pack, unpack
+from common.parcel import MOST_BYTES, MOST_PARTS, batches, check_size, pack, unpack
 from common.seal import EPOCH_HEADER, SEAL_HEADER, Sealer
 
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its import makes it debug
@@ -60,8 +60,7 @@ AFTER_HEADER = "privet-after"
 HEARTBEAT_SECONDS = 10.0  # the shortest that Flower takes; it forgets a node after two
 PATIENCE_SECONDS = 60.0  # that a server which went away in the middle is waited for
 RETRY_SECONDS = 0.3
-MAX_ANSWER = 1024 * 1024 * 1024  # bytes of a message; the memory that a server can make it use
-_MOST_PARTS = 10_000
+MAX_ANSWER = MOST_BYTES + 1024 * 1024  # bytes of an answer
 _BATCH = 6 * 1024 * 1024  # bytes a request: less than the link's limit
 _TRIES = 3
 
@@ -134,10 +133,11 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        with contextlib.suppress(NetworkError, RunEnded):
-            self._once(
-                self._client.DeactivateNode, DeactivateNodeRequest(node_id=self._node.node_id)
-            )
+        if self._stop.is_set():  # otherwise it comes back at once, and is no less there
+            with contextlib.suppress(NetworkError, RunEnded):
+                self._once(
+                    self._client.DeactivateNode, DeactivateNodeRequest(node_id=self._node.node_id)
+                )
         self._client.close()
         self._beating.join(HEARTBEAT_SECONDS)
 
@@ -157,7 +157,7 @@ class Fleet:
         if not body:
             return None
         try:
-            parts = unpack(body, _MOST_PARTS)
+            parts = unpack(body, MOST_PARTS + 1)
             (proto,) = PullMessagesResponse.FromString(parts[0]).messages_list
         except (TrustError, DecodeError, ValueError, IndexError) as error:
             raise Unreachable("the server sends what is no message") from error
@@ -169,6 +169,7 @@ class Fleet:
         # A message is made in the name of a task; Flower knows one per process.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run, self.node_id, 0
         try:
+            check_size(parts, MOST_BYTES)
             contents = {get_object_id(part): part for part in parts}
             message = inflate_object_from_contents(name, contents)
             if not isinstance(message, Message) or not message.has_content():
@@ -176,8 +177,8 @@ class Fleet:
             if message.metadata.run_id != run or message.metadata.dst_node_id != self.node_id:
                 raise ValueError("a message for somebody else")
             message.metadata.__dict__["_message_id"] = name
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Unreadable(str(error)) from error
+        except Exception as error:  # hostile bytes, in code that is not ours
+            raise Unreadable(type(error).__name__) from error
         return message
 
     def push(self, reply: Message) -> None:
@@ -199,7 +200,10 @@ class Fleet:
         for _ in range(_TRIES):
             for batch in batches([parts[name] for name in parts if name in wanted], _BATCH):
                 body = self._call(self._post, (GIVE, pack([head, *batch])))
-            answer = PushMessagesResponse.FromString(body)
+            try:
+                answer = PushMessagesResponse.FromString(body)
+            except DecodeError as error:
+                raise Unreachable("the server answers what is no answer") from error
             wanted = set(answer.objects_to_push)
             if not wanted:
                 return
@@ -247,7 +251,7 @@ class Fleet:
                     hint="it may have been revoked, or take this node for one still there",
                 ) from error
             raise Unreachable(f"the server answered {status}") from error
-        except (httpx.HTTPError, ssl.SSLError, OSError, ValueError) as error:
+        except (httpx.HTTPError, ssl.SSLError, OSError, ValueError, DecodeError) as error:
             raise Unreachable(f"the server cannot be reached: {type(error).__name__}") from error
 
 
@@ -270,6 +274,7 @@ class _Seals:
             epoch = response.headers.get(EPOCH_HEADER)
             if response.status_code != 401 or epoch is None:
                 break
+            # Started anew, or other requests overtook this one: either way another seal is due.
             if not self._sealer.learn(epoch, response.headers.get(AFTER_HEADER, "")):
                 break
         return response

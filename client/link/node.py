@@ -78,6 +78,9 @@ class Node:
                     self._serve(server)
             except NetworkError as error:
                 self._wait(error)
+            except Exception as error:  # noqa: BLE001  (whatever a server did: it is asked again)
+                log.error("an error in the connection: %s", type(error).__name__)
+                self._wait(NetworkError("the connection broke down"))
 
     def _wait(self, error: NetworkError) -> None:
         """A while, longer the more often it failed, and not the same for all nodes."""
@@ -96,13 +99,14 @@ class Node:
                 message = server.pull()
             except Unreadable as error:
                 log.warning("a message could not be read: %s", error)
+                pause = self._idle(pause)
                 continue
             except RunEnded:
+                pause = self._idle(pause)
                 continue
             if message is None:
                 held = time.monotonic() - asked > 1.0
-                pause = ASK_SECONDS if held else min(pause * 1.1, IDLE_SECONDS)
-                self._stop.wait(pause * random.uniform(0.9, 1.1))  # noqa: S311  (no secret)
+                pause = self._idle(ASK_SECONDS if held else pause)
                 continue
             reply = self._answer(message, server.node_id)
             try:
@@ -110,6 +114,11 @@ class Node:
             except RunEnded:
                 log.info("the run was over before the answer was")
             pause = ASK_SECONDS
+
+    def _idle(self, pause: float) -> float:
+        """Wait a moment before the next question; the moment after that, a little longer."""
+        self._stop.wait(pause * random.uniform(0.9, 1.1))  # noqa: S311  (no secret)
+        return min(pause * 1.1, IDLE_SECONDS)
 
     def _answer(self, message: Message, node_id: int) -> Message:
         kind = message.metadata.message_type

@@ -222,10 +222,12 @@ def rotate(
     quiet: QuietOption = False,
 ) -> None:
     """Make a new certificate with a new key for the server; clients notice nothing."""
+    from common import durable
     from server.federation.directory import Federation
 
-    here = Federation.read(federation).with_names(name or ())
-    made = here.authority().issue(here.names)
+    with durable.in_turn(federation):  # a link at work may be renewing it
+        here = Federation.read(federation).with_names(name or ())
+        made = here.authority().issue(here.names)
     data = {"names": list(made.names), "ends": made.ends.isoformat(), "serial": f"{made.serial:x}"}
     output.show(format_, data, lambda: _print_fields(data))
 

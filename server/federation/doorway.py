@@ -65,8 +65,7 @@ class Doorway:
         status, body = await self._answer(scope, receive)
         headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
         headers.append((b"content-length", b"%d" % len(body)))
-        if status in (413, 429, 408):
-            headers.append((b"connection", b"close"))  # what else it sends is not read
+        headers.append((b"connection", b"close"))  # a stranger's connection is good for one answer
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

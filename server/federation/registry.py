@@ -107,9 +107,14 @@ class Registry:
             if self._version is not None:
                 raise self._damaged("it is gone") from None
             return ()
+        except OSError as error:
+            raise self._damaged(error.strerror or "it cannot be read") from error
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
         if version != self._version:
-            self._entries = self._read()
+            try:
+                self._entries = self._read()
+            except OSError as error:
+                raise self._damaged(error.strerror or "it cannot be read") from error
             active = [entry for entry in self._entries if entry.active]
             self._members = {entry.name: entry.member() for entry in active}
             self._node_keys = {entry.node_key.encode(): entry.name for entry in active}

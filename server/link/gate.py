@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.enrolment import PATHS
 from common.errors import TrustError
@@ -32,6 +32,7 @@ log = logging.getLogger("privet.link")
 
 AFTER_HEADER = "privet-after"
 MOST_HEADERS = 16 * 1024  # bytes
+SMALL = 64 * 1024  # bytes of a body that a node may send several of at a time
 # Registering, unregistering, bundles and runs are the operator's business: not served in public.
 _FLEET = ("deactivate-node", "send-node-heartbeat")
 ROUTES = frozenset({ACTIVATE, *(f"/v1/fleet/{name}" for name in _FLEET), TAKE, GIVE})
@@ -83,6 +84,7 @@ class _Node:
     bucket: Bucket
     replays: Replays = field(default_factory=Replays)
     after: int = 0
+    large: asyncio.Lock = field(default_factory=asyncio.Lock)  # one large body at a time
 
 
 class Denied(Exception):
@@ -91,6 +93,10 @@ class Denied(Exception):
     def __init__(self, status: int, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status)
         self.status, self.headers = status, dict(headers or {})
+
+
+class Hopeless(Exception):
+    """An answer that began and cannot be ended; the connection is."""
 
 
 class Registry(Protocol):
@@ -134,20 +140,52 @@ class Gate:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADERS:
                 raise Denied(431)
             if scope["method"] == "GET" and scope["path"] == "/health":
-                await _answer(send, 200, {})
+                await _answer(send, 200, {"connection": "close"})
                 return
             if self._doorway is not None and scope["path"] in PATHS:
                 await self._doorway(scope, receive, send)
                 return
-            body, key = await self._check(scope, receive, connection)
-            await self._app.public(scope, body, key, send)
+            await self._serve(scope, receive, send, connection)
         except (Denied, Barred) as denied:
             await _answer(send, denied.status, getattr(denied, "headers", {}))
+        except Hopeless:
+            connection.drop()
 
-    async def _check(
-        self, scope: Scope, receive: Receive, connection: Connection
-    ) -> tuple[bytes, bytes]:
-        """The body, and whose it is."""
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, connection: Connection
+    ) -> None:
+        seal, node, length = self._check(scope, connection)
+        if length <= SMALL:
+            await self._work(scope, receive, send, seal, node, length)
+            return
+        async with node.large:
+            await self._work(scope, receive, send, seal, node, length)
+
+    async def _work(
+        self, scope: Scope, receive: Receive, send: Send, seal: Seal, node: _Node, length: int
+    ) -> None:
+        body = await self._body(receive, length)
+        if hashlib.sha256(body).hexdigest() != seal.body:
+            raise Denied(400)
+        began = False
+
+        async def watched(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            await self._app.public(scope, body, node.key.pem.encode(), watched)
+        except (Denied, Barred):
+            raise
+        except Exception as error:
+            log.error("a request could not be served: %s", type(error).__name__)
+            if began:
+                raise Hopeless from error
+            raise Denied(500) from error
+
+    def _check(self, scope: Scope, connection: Connection) -> tuple[Seal, _Node, int]:
+        """Whose request it is, and how long its body is."""
         path = scope["path"]
         if scope["method"] != "POST" or path not in ROUTES or scope["query_string"]:
             raise Denied(404)
@@ -157,10 +195,7 @@ class Gate:
         connection.prove(node.key.pem.encode())
         if not node.bucket.take():
             raise Denied(429)
-        body = await self._body(receive, length)
-        if hashlib.sha256(body).hexdigest() != seal.body:
-            raise Denied(400)
-        return body, node.key.pem.encode()
+        return seal, node, length
 
     def _sealed(self, headers: Mapping[str, str], path: str, length: int) -> tuple[Seal, _Node]:
         """The seal and its node, once it is certain that this is no other's and no repetition."""

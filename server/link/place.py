@@ -5,8 +5,9 @@ directory. Where it listens inside is written down at each start and taken again
 that whoever waits for a link that is being restarted waits at the right place. A link that is at
 work holds its own directory, never the federation's: commands that change that need not wait.
 
-    link/state.db    Flower's state: nodes, messages on their way
-    link/ports.json  the loopback port
+    link/state.db      Flower's state: nodes, messages on their way
+    link/ports.json    the loopback port
+    link/coordinator/  held by the one process that runs a run
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ class Place:
         """Make the directory, readable by its owner alone."""
         with durable.disk_errors(self.path):
             self.path.mkdir(mode=0o700, exist_ok=True)
+            self.path.chmod(0o700)
+
+    def coordinator(self) -> Path:
+        """A directory that the one coordinator at work holds."""
+        path = self.path / "coordinator"
+        with durable.disk_errors(path):
+            path.mkdir(mode=0o700, exist_ok=True)
+        return path
 
     def secret(self, *, make: bool = False) -> bytes:
         """The executor secret, 32 bytes.
@@ -73,9 +82,10 @@ class Place:
     def port(self) -> int:
         """The loopback port of the last start; 0 if there was none."""
         try:
-            return int(decode(self._file.read_bytes())["inside"])
+            port = int(decode(self._file.read_bytes())["inside"])
         except (OSError, CanonicalError, KeyError, TypeError, ValueError):
             return 0
+        return port if 0 < port < 65536 else 0
 
     def note(self, port: int) -> None:
         """Remember the loopback port."""

@@ -121,7 +121,7 @@ def collect(path: Path) -> dict[str, str]:
         latest = CheckpointStore(home.checkpoints, home.run, home.plan.digest).peek()
         if latest is None or not missing(home, latest.heads):
             return {}
-        with run_on(place.inside(), place.secret()) as grid:
+        with _only_run(place), run_on(place.inside(), place.secret()) as grid:
             grid.limit = MAX_FILE_BYTES
             return collect_ledgers(home, grid, latest.heads)
 
@@ -132,7 +132,7 @@ def is_at_work(home: ServerHome) -> bool:
 
 
 def _work(home: ServerHome, place: Place, watcher: Watcher) -> None:
-    with _interrupt_stops(), run_on(place.inside(), place.secret()) as grid:
+    with _interrupt_stops(), _only_run(place), run_on(place.inside(), place.secret()) as grid:
         model = parameters_of(build(home.plan.model, home.plan.schema, seed=0).network)
         grid.limit = sum(value.nbytes for value in model.values())
         coordinate(grid, home.path, progress=watcher.progress, on_round=watcher.on_round)
@@ -152,6 +152,16 @@ def _place(home: ServerHome) -> Place:
 
 def _begun(home: ServerHome) -> bool:
     return (home.checkpoints / "pending.json").exists()
+
+
+def _only_run(place: Place) -> contextlib.AbstractContextManager[None]:
+    """A link carries one run at a time: a second one would end the first one's transport."""
+    busy = InputError(
+        f"another run is at work in the federation {place.federation.path}",
+        hint="wait for its end, or stop it with `privet server stop`",
+        code="link-in-use",
+    )
+    return durable.exclusively(place.coordinator(), busy, patience=1.0)
 
 
 def _alone(home: ServerHome) -> contextlib.AbstractContextManager[None]:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import hmac
 import ipaddress
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -35,7 +37,7 @@ from server.federation.doorway import Doorway
 from server.link.gate import Bucket, Gate, RequestLimits
 from server.link.listener import CONNECTION, ConnectionLimits, Listener
 from server.link.place import LOOPBACK, Place
-from server.link.waking import COLLECT, LINK_HEADER, SEND, Waking
+from server.link.waking import COLLECT, LINK_HEADER, SECRET_HEADER, SEND, Waking
 
 log = logging.getLogger("privet.link")
 
@@ -97,23 +99,33 @@ class Link:
             code="busy",
         )
         self._federation.signing_key()  # refuses keys that lie together, or open
+        os.umask(0o077)  # what Flower writes is for nobody else either
         self._place.make()
         with durable.exclusively(self._place.path, busy):
             asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        from server.link.superlink.app import KEY_HEADER, admit_only, give_time, superlink_app
+        from server.link.superlink.app import (
+            KEY_HEADER,
+            admit_only,
+            damaged,
+            give_time,
+            superlink_app,
+        )
         from server.link.superlink.parcels import Parcels
 
         self._renew()
         self._show()
-        flower = superlink_app(self._place.database, self._place.secret(make=True))
+        secret = self._place.secret(make=True)
+        with damaged(self._place.path):
+            flower = superlink_app(self._place.database, secret)
+            flower.state.linkstate_factory.state()
         self._admit = functools.partial(admit_only, flower)
         waking = Waking(flower, Parcels(flower))
         doorway = Doorway(Doorkeeper(self._federation))
         registry, limits = self._federation.registry, self._settings.requests
         gate = Gate(waking, registry, KEY_HEADER, limits, doorway)
-        public, inside = self._listen(gate, _Inside(waking, LINK_HEADER))
+        public, inside = self._listen(gate, _Inside(waking, LINK_HEADER, secret))
         stop = asyncio.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(sign, stop.set)
@@ -157,8 +169,10 @@ class Link:
 
     def _renew(self) -> None:
         self._renewed = time.monotonic()
-        if self._federation.authority().renew(self._federation.names):
-            log.info("the server's certificate was renewed")
+        with durable.in_turn(self._federation.path):  # `server rotate` may be at it
+            here = Federation.read(self._federation.path)
+            if here.authority().renew(here.names):
+                log.info("the server's certificate was renewed")
 
     def _version(self) -> tuple[int, ...]:
         status = (self._federation.keys / TLS).stat()
@@ -182,16 +196,19 @@ class Link:
         if keys is self._followed:
             return
         self._note("")
-        self._followed = keys
         public.keep_only(set(keys))
         added, removed = await asyncio.to_thread(self._admit, dict(keys))
+        self._followed = keys
         if added or removed:
             log.info("nodes admitted: %s; removed: %d", ", ".join(added) or "none", removed)
 
     async def _watch(self, public: Listener) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            await self._follow(public)
+            try:
+                await self._follow(public)
+            except Exception as error:  # noqa: BLE001  (a busy database: it is tried again)
+                self._note(f"the registry is not followed yet: {type(error).__name__}")
             try:
                 if time.monotonic() - self._renewed > RENEW_SECONDS:
                     self._renew()
@@ -209,10 +226,11 @@ class Link:
 
 
 class _Inside:
-    """Flower's control and runtime interfaces, and nothing that describes them."""
+    """Flower's control and runtime interfaces, for whoever knows the executor secret, and nothing
+    that describes them: another user of this machine, or a page in a browser, gets no further."""
 
-    def __init__(self, app: Waking, header: str) -> None:
-        self._app = app
+    def __init__(self, app: Waking, header: str, secret: bytes) -> None:
+        self._app, self._secret = app, secret.hex().encode()
         self._mark = (header.encode(), secrets.token_hex(8).encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -225,12 +243,15 @@ class _Inside:
                 message["headers"] = [*message["headers"], self._mark]
             await send(message)
 
-        path = scope["path"]
+        path, status = scope["path"], 404
         if path.startswith(_INSIDE) or path in (SEND, COLLECT, "/health"):
-            await self._app.inside(scope, receive, marked)
-            return
-        headers = [(b"content-length", b"0")]
-        await send({"type": "http.response.start", "status": 404, "headers": headers})
+            given = dict(scope["headers"]).get(SECRET_HEADER.encode(), b"")
+            if hmac.compare_digest(given, self._secret):
+                await self._app.inside(scope, receive, marked)
+                return
+            status = 401
+        headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -269,6 +290,8 @@ def _socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InputError(
             f"cannot listen on {host}, port {port}: {error.strerror}",
-            hint="name another with --port, or end what holds it",
+            hint="name another with --host or --port, or end what holds it",
             code="port-taken",
         ) from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{host!r} is no address to listen on", code="bad-address") from error

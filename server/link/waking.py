@@ -26,10 +26,12 @@ ACTIVATE = "/v1/fleet/activate-node"
 SEND, COLLECT = "/privet/v1/send", "/privet/v1/collect"  # the coordinator's
 LIMIT_HEADER = "privet-limit"
 LINK_HEADER = "privet-link"  # a value of its own for each start of a link
+SECRET_HEADER = "privet-executor"  # noqa: S105  (of the executor secret, hexadecimal)
 TOKEN_HEADER = "flwr-task-token"  # noqa: S105  (a name)
 
 HOLD_NODES = 8.0  # seconds that a node's question may be held
 HOLD_COORDINATOR = 0.25
+SEND_SECONDS = 120.0  # that a node may take to read a message
 PART_SECONDS = 10.0  # that a part of a message may be late by
 AT_WORK = 4  # requests that the database works on at the same time
 MAX_INSIDE = 1 << 31
@@ -74,6 +76,7 @@ class Waking:
         self._app, self._parcels = app, parcels
         self._for_nodes, self._for_coordinator = News(), News()
         self._heard: dict[bytes, int] = {}  # the news that a node knew when it got nothing
+        self._giving: dict[bytes, asyncio.Lock] = {}
         self._collected = -1
         self._work = asyncio.Semaphore(AT_WORK)
 
@@ -86,9 +89,9 @@ class Waking:
             answer = await self._do(self._parcels.give, key, body)
             self._for_coordinator.tell()
             await _answer(send, answer)
+        elif path == ACTIVATE:
+            await _answer(send, await self._do(self._parcels.activate, key, body))
         else:
-            if path == ACTIVATE:
-                await self._do(self._parcels.come_back, key)
             await self._app(scope, _whole(body), send)
 
     async def _take(self, key: bytes, body: bytes, send: Send) -> None:
@@ -99,11 +102,13 @@ class Waking:
             self._heard[key] = number
             await _answer(send, b"")
             return
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": frame(taken.head), "more_body": True})
-        async for data in self._parts(taken):
-            await send({"type": "http.response.body", "body": frame(data), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # One answer at a time for a node, and not for ever: what waits to be sent is memory.
+        async with self._giving.setdefault(key, asyncio.Lock()), asyncio.timeout(SEND_SECONDS):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": frame(taken.head), "more_body": True})
+            async for data in self._parts(taken):
+                await send({"type": "http.response.body", "body": frame(data), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _parts(self, taken: Taken) -> AsyncIterator[bytes]:
         """All parts of a message, in order; fewer if some never come: the node sees that."""
@@ -157,6 +162,7 @@ class Waking:
     def forget(self, keys: set[bytes]) -> None:
         """Drop what is known of other nodes than these."""
         self._heard = {key: number for key, number in self._heard.items() if key in keys}
+        self._giving = {key: lock for key, lock in self._giving.items() if key in keys}
         self._parcels.forget(keys)
 
 

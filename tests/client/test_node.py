@@ -122,12 +122,16 @@ def test_it_comes_back_whatever_happened() -> None:
         Unreachable("restarted"),
         message(),
         Unreadable("garbage"),
+        ValueError("a fault in the reading"),
+        message(),
         RunEnded(),
         message(),
     )
-    assert run(server, echo) == ["not-admitted", "connected", "waiting", "connected"]
-    assert len(server.pushed) == 3
-    assert (server.entered, server.left) == (4, 2)
+    assert run(server, echo) == [
+        *("not-admitted", "connected", "waiting", "connected", "waiting", "connected")
+    ]
+    assert len(server.pushed) == 4
+    assert (server.entered, server.left) == (5, 3)
 
 
 def test_an_answer_that_nobody_wants_any_more_is_dropped() -> None:

@@ -86,6 +86,18 @@ def test_a_detached_run_is_watched_stopped_and_resumed(
     assert network.finish(network.start_run(run, "resume"))["rounds"]["done"] == 8
 
 
+def test_a_second_run_in_a_federation_waits_its_turn_and_the_first_goes_on(
+    network: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = network.create("first", rounds=4), network.create("second", rounds=1)
+    process = network.start_run(first)
+    wait_until(lambda: len(done(first)) >= 1)
+    code, data = call(capsys, "server", "run", second)
+    assert (code, data["code"]) == (4, "link-in-use")
+    assert network.finish(process)["rounds"]["done"] == 4
+    assert network.finish(network.start_run(second))["rounds"]["done"] == 1
+
+
 def test_what_cannot_begin_says_so_before_it_is_left(
     network: Network, capsys: pytest.CaptureFixture[str]
 ) -> None:

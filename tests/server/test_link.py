@@ -148,6 +148,46 @@ def test_a_certificate_of_another_authority_is_not_shown_and_the_old_one_stays(
     assert admitted(network, network.names[0])
 
 
+def test_a_renewal_keeps_the_names_that_were_added_while_the_link_runs(
+    network: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--federation", network.federation.path)
+    names = ["127.0.0.1", "fl.example.org"]
+    assert call(capsys, "server", "rotate", "--name", names[1], *where)[1]["names"] == names
+    link = Link(network.federation)  # as the one at work read it when it started
+    link._renew()
+    assert list(network.federation.authority().server_certificate().names) == names
+
+
+def test_a_registry_that_cannot_be_read_for_a_moment_ends_nothing(network: Network) -> None:
+    registry = network.federation.registry.path
+    aside = registry.with_name("aside")
+    registry.rename(aside)
+    registry.mkdir()
+    wait_until(lambda: "nobody can be let in" in network.log("link"))
+    assert not admitted(network, network.names[0])
+    registry.rmdir()
+    aside.rename(registry)
+    wait_until(lambda: all(admitted(network, name) for name in network.names))
+
+
+def test_a_damaged_state_is_an_error_that_says_what_to_do(
+    network: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert network.kill("link", signal.SIGTERM) == 0
+    place = Place(network.federation)
+    assert {stat.S_IMODE(file.stat().st_mode) & 0o077 for file in place.path.iterdir()} == {0}
+    for file in place.path.glob("state.db*"):
+        file.write_bytes(b"nothing that SQLite knows" * 100)
+    code, data = call(capsys, "server", "start", network.federation.path)
+    assert (code, data["code"]) == (11, "link-damaged")
+    for file in place.path.glob("state.db*"):
+        file.unlink()
+    (place.path / "ports.json").write_bytes(b'{"inside":99999999}')
+    network.start_link()
+    wait_until(lambda: all(admitted(network, name) for name in network.names))
+
+
 def test_a_damaged_registry_lets_nobody_in_and_a_mended_one_everybody(network: Network) -> None:
     registry = network.federation.registry.path
     whole = registry.read_bytes()

@@ -7,8 +7,9 @@ those whom the registry knows.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -23,6 +24,9 @@ from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
+from sqlalchemy.exc import SQLAlchemyError
+
+from common.errors import TrustError
 
 log = logging.getLogger("privet.link")
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its import makes it debug
@@ -63,6 +67,23 @@ def superlink_app(database: Path, secret: bytes) -> FastAPI:
         runtime_dependency_install=False,
     )
     return create_app(config, SuperLinkLifespan)
+
+
+@contextlib.contextmanager
+def damaged(place: Path) -> Iterator[None]:
+    """Say what to do about a state that cannot be used.
+
+    Raises:
+        TrustError: ``link-damaged``.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise TrustError(
+            f"the link's state in {place} cannot be used: {type(error).__name__}",
+            hint="move it away: nodes are admitted anew, and runs go on with privet server resume",
+            code="link-damaged",
+        ) from error
 
 
 def admit_only(app: FastAPI, keys: Mapping[bytes, str]) -> tuple[list[str], int]:

@@ -54,10 +54,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from common.errors import NetworkError
-from common.parcel import batches, pack, unpack
+from common.parcel import MOST_PARTS, batches, check_size, pack, unpack
 from server.link.superlink.app import HEARTBEAT_SECONDS
-from server.link.superlink.parcels import BATCH, MOST_PARTS
-from server.link.waking import COLLECT, LIMIT_HEADER, LINK_HEADER, SEND
+from server.link.superlink.parcels import BATCH
+from server.link.waking import COLLECT, LIMIT_HEADER, LINK_HEADER, SECRET_HEADER, SEND
 
 log = logging.getLogger("privet.link")
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its import makes it debug
@@ -83,7 +83,7 @@ _MOST_SENT = 10_000
 _SMALL = 16 * 1024  # bytes of a part that is sent without asking whether it is there already
 _TRIES = 3
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-_OVERHEAD = 4096  # bytes that a record, a chunk or a header may take beside its values
+_OVERHEAD = 1024 * 1024  # bytes that records and headers may take beside the values
 
 
 class LinkGrid(HttpGrid):
@@ -100,11 +100,13 @@ class LinkGrid(HttpGrid):
 
     Args:
         address: the link's loopback address.
+        secret: the link's executor secret.
         token: of the run's task.
         patience: seconds to wait for a link that is being restarted.
     """
 
-    def __init__(self, address: str, token: str, patience: float) -> None:
+    def __init__(self, address: str, secret: bytes, token: str, patience: float) -> None:
+        self._secret = secret
         super().__init__(address, insecure=True, token=token)
         self._retry_invoker = _patient(patience)
         self._sent: dict[str, Message] = {}  # not answered yet, by the id that it is asked for by
@@ -115,7 +117,7 @@ class LinkGrid(HttpGrid):
 
     def _connect(self) -> None:
         super()._connect()
-        _only_there(self._client, self._look_at)
+        _only_there(self._client, self._secret, self._look_at)
 
     def _look_at(self, response: httpx.Response) -> None:
         link, now = response.headers.get(LINK_HEADER, ""), time.monotonic()
@@ -206,7 +208,7 @@ class LinkGrid(HttpGrid):
         if not names:
             return []
         request = PullAppMessagesRequest(message_ids=names).SerializeToString()
-        limit = self.limit + _OVERHEAD * MOST_PARTS
+        limit = self.limit + _OVERHEAD
         answer = self._post(COLLECT, request, **{LIMIT_HEADER: str(limit)})
         found = [self._read(unpack(reply, MOST_PARTS + 1)) for reply in unpack(answer, MOST_PARTS)]
         replies = [message for message in found if not self._is_lost(message)]
@@ -238,8 +240,7 @@ class LinkGrid(HttpGrid):
         name = proto.metadata.message_id
         contents = {get_object_id(part): part for part in parts[1:]}
         try:
-            if sum(len(part) - _OVERHEAD for part in parts[1:]) > self.limit:
-                raise ValueError("larger than what was asked for")
+            check_size(parts[1:], self.limit + _OVERHEAD)
             message = cast(Message, inflate_object_from_contents(name, contents))
             if not isinstance(message, Message):
                 raise TypeError("that is no message")
@@ -250,8 +251,8 @@ class LinkGrid(HttpGrid):
             ):
                 raise ValueError("it contradicts its own envelope")
             message.metadata.__dict__["_message_id"] = name
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("a reply could not be read: %s", error)
+        except Exception as error:  # noqa: BLE001  (hostile bytes, in code that is not ours)
+            log.warning("a reply could not be read: %s", type(error).__name__)
             return self._unreadable(proto)
         return message
 
@@ -295,12 +296,12 @@ def run_on(address: str, secret: bytes, *, patience: float = 45.0) -> Iterator[L
         with ControlHttpClient.from_server_address(
             address, True, None, [], retry_invoker=_patient(patience)
         ) as control:
-            _only_there(control)
+            _only_there(control, secret)
             for run in control.ListRuns(ListRunsRequest()).run_dict.values():
                 if run.status.status != "finished":
                     control.StopRun(StopRunRequest(run_id=run.run_id))
             run_id = control.StartRun(StartRunRequest(fab=_thin_bundle())).run_id
-        grid = LinkGrid(address, _claim(address, secret, run_id, patience), patience)
+        grid = LinkGrid(address, secret, _claim(address, secret, run_id, patience), patience)
         task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
         TaskIdentity.node_id = task.context.node_id
@@ -332,7 +333,7 @@ def _claim(address: str, secret: bytes, run_id: int, patience: float) -> str:
         address, True, None, interceptors, retry_invoker=_patient(patience)
     )
     with client:
-        _only_there(client)
+        _only_there(client, secret)
         while True:
             answer = client.AcquireTask(
                 AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
@@ -397,13 +398,16 @@ def _patient(seconds: float) -> RetryInvoker:
     )
 
 
-def _only_there(client: Any, look_at: Callable[[httpx.Response], None] = lambda _: None) -> None:
+def _only_there(
+    client: Any, secret: bytes, look_at: Callable[[httpx.Response], None] = lambda _: None
+) -> None:
     """Talk to the loopback address and to nobody else, whatever the environment's proxies say."""
     client._client.close()
     client._client = httpx.Client(
         timeout=30.0,
         follow_redirects=False,
         trust_env=False,
+        headers={SECRET_HEADER: secret.hex()},
         event_hooks={"response": [look_at]},
     )
 

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import functools
 import logging
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastapi import FastAPI
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.runtime_pb2 import (
     PullAppMessagesRequest,
@@ -32,16 +38,17 @@ from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from google.protobuf.message import DecodeError
+from sqlalchemy.exc import OperationalError
 
 from common.errors import TrustError
-from common.parcel import pack, unpack
+from common.parcel import MOST_BYTES, MOST_PARTS, Part, pack, unpack
 from server.link.waking import Barred
 
 log = logging.getLogger("privet.link")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-MOST_PARTS = 10_000
+SPOOL = 4 * 1024 * 1024  # bytes of a reply that is not whole yet; the rest is in a file
 BATCH = 16 * 1024 * 1024  # bytes that the coordinator collects at once, or one reply
 
 
@@ -64,6 +71,37 @@ class _Reply:
     tree: ObjectTree
     size: int = 0
     parts: dict[str, bytes] = field(default_factory=dict)
+
+
+class _Coming:
+    """A reply on its way in: what it is to be, and the parts that are here."""
+
+    def __init__(self, head: bytes) -> None:
+        self.head, self.size = head, 0
+        self.places: dict[str, tuple[int, int]] = {}
+        self.file = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115  (see _drop)
+
+    def take(self, data: bytes, tree: Mapping[str, tuple[str, ...]]) -> None:
+        """Keep a part, if it was announced, and is what was announced.
+
+        Raises:
+            TrustError: it is not, or there is too much.
+        """
+        part = Part.read(data)
+        if part.name in self.places:
+            return
+        if tree.get(part.name) != part.children:
+            raise TrustError("another part than was announced", code="malformed")
+        self.size += len(data)
+        if self.size > MOST_BYTES:
+            raise TrustError("a reply that is too large", code="too-large")
+        self.places[part.name] = (self.file.seek(0, 2), len(data))
+        self.file.write(data)
+
+    def part(self, name: str) -> bytes:
+        start, length = self.places[name]
+        self.file.seek(start)
+        return self.file.read(length)
 
 
 def _at_once(method: Callable[Concatenate[Parcels, P], R]) -> Callable[Concatenate[Parcels, P], R]:
@@ -89,6 +127,7 @@ class Parcels:
     def __init__(self, app: FastAPI) -> None:
         self.state = app.state.linkstate_factory.state()
         self._given: dict[bytes, Taken] = {}
+        self._coming: dict[bytes, _Coming] = {}
         self._replies: dict[int, dict[str, _Reply]] = {}
         self._collecting = threading.Lock()
 
@@ -106,7 +145,8 @@ class Parcels:
         self._check_node(key, request.node.node_id)
         last = self._given.get(key)
         if last is not None:
-            if last.name not in request.message_ids and time.time() < last.until:
+            there = self.state.get_object(last.run, last.name) is not None  # or its run is over
+            if there and last.name not in request.message_ids and time.time() < last.until:
                 return last
             self.state.object_store.delete(last.name)
             del self._given[key]
@@ -147,31 +187,87 @@ class Parcels:
     def give(self, key: bytes, body: bytes) -> bytes:
         """Take parts of a node's reply; which are still missing.
 
+        Flower hears of a reply once it is here, whole: what it is told of an object stays, so
+        nothing is believed that does not come with its bytes. Until then it is in a file.
+
         Args:
             body: a parcel: a ``PushMessagesRequest``, and parts of what it announces.
         """
         parts = _open(body)
         request = _parse(PushMessagesRequest, parts[0])
         self._check_node(key, request.node.node_id)
+        tree = self._announced(request)
+        coming = self._coming.get(key)
+        if coming is None or coming.head != parts[0]:
+            self._drop(key)
+            coming = self._coming[key] = _Coming(parts[0])
+        try:
+            for data in parts[1:]:
+                coming.take(data, tree)
+        except TrustError as error:
+            self._drop(key)
+            raise Barred(413 if error.code == "too-large" else 400) from error
+        missing = [name for name in tree if name not in coming.places]
+        if not missing:
+            self._finish(request, coming)
+            self._drop(key)
+        return bytes(PushMessagesResponse(objects_to_push=missing).SerializeToString())
+
+    def _announced(self, request: Any) -> dict[str, tuple[str, ...]]:
+        """What a reply consists of: by name its parts' children, if it answers what was asked."""
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             raise Barred(400)
-        if request.messages_list[0].metadata.src_node_id != request.node.node_id:
+        metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+        if (metadata.src_node_id, metadata.message_id) != (
+            request.node.node_id,
+            tree.object_id,
+        ):
             raise Barred(400)
+        asked = self.state.get_valid_message_ins(metadata.reply_to_message_id)
+        if asked is None:
+            raise Barred(403)  # nobody wants it, or not any more
+        told = (request.node.node_id, metadata.run_id)
+        if (asked["dst_node_id"] % 2**64, asked["run_id"] % 2**64) != told:  # stored with a sign
+            raise Barred(403)
+        found: dict[str, tuple[str, ...]] = {}
+        for number, part in enumerate(iterate_object_tree(tree)):
+            if number >= MOST_PARTS:
+                raise Barred(413)
+            found[part.object_id] = tuple(child.object_id for child in part.children)
+        return found
+
+    def _finish(self, request: Any, coming: _Coming) -> None:
+        """Give a whole reply to Flower."""
+        del request.clientapp_runtime_list[:]  # a node's word, and nobody's business
+        request.clientapp_runtime_list.append(0.0)
         answer = _flower(fleet_handlers.push_messages, request, self.state)
         run = request.messages_list[0].metadata.run_id
-        return self._store(answer, run, parts[1:])
+        for name in answer.objects_to_push:
+            self.state.store_object(run, answer.session_id, name, coming.part(name))
 
-    def come_back(self, key: bytes) -> None:
-        """Let a node activate that Flower takes for active still: whoever holds its key is it.
+    def _drop(self, key: bytes) -> None:
+        coming = self._coming.pop(key, None)
+        if coming is not None:
+            coming.file.close()
+
+    @_at_once
+    def activate(self, key: bytes, body: bytes) -> bytes:
+        """Let a node in, also one that Flower takes for active still: whoever has its key is it.
 
         Flower would refuse a node that was killed and restarted until its heartbeats were missed.
         """
+        request = _parse(ActivateNodeRequest, body)
         node = self.state.get_node_id_by_public_key(key)
-        if node is not None:
-            self.state.deactivate_node(node)
+        if request.public_key != key or node is None:
+            raise Barred(401)
+        self.state.deactivate_node(node)
+        answer = _flower(fleet_handlers.activate_node, request, self.state)
+        return bytes(answer.SerializeToString())
 
     def forget(self, keys: set[bytes]) -> None:
         """Drop what is kept for other nodes than these."""
+        for key in set(self._coming) - keys:
+            self._drop(key)
         self._given = {key: taken for key, taken in self._given.items() if key in keys}
 
     def _check_node(self, key: bytes, node: int) -> None:
@@ -295,5 +391,8 @@ def _flower(handler: Any, *arguments: Any) -> Any:
         return handler(*arguments)
     except FlowerError as error:
         raise Barred(API_ERROR_MAP[error.code].http_status_code) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except OperationalError as error:
+        raise Barred(503) from error
+    except Exception as error:  # hostile bytes, in code that is not ours
+        log.warning("Flower could not take a request: %s", type(error).__name__)
         raise Barred(400) from error
