@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := PIP_CONSTRAINT=constraints.txt $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench figures wheels clean lock
+.PHONY: help demo demo-network test check bench figures wheels clean lock
 
 help: ## Show this help
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
@@ -28,6 +28,10 @@ $(VENV)/.dev: $(VENV)/.simulation
 
 demo: $(VENV)/.simulation ## Run a whole federation on real handwriting, in under a minute
 	$(BIN)/privet simulate examples/digits.toml
+
+demo-network: $(VENV)/.simulation ## Run a federation of processes over TLS: enrol, train, release, update, predict
+	rm -rf runs/network
+	$(BIN)/python examples/network.py runs/network
 
 check: $(VENV)/.dev ## Lint, types, layer rule
 	$(BIN)/ruff check .

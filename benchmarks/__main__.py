@@ -9,10 +9,12 @@ NAMES = (
     "audit_test",
     "byzantine",
     "compression",
+    "deployment",
     "device",
     "dpsgd",
     "grid",
     "personal",
+    "serving",
 )
 
 if __name__ == "__main__":

@@ -70,6 +70,17 @@ def close(message: Message, context: Context) -> Message:
     return _reply(message, context, work)
 
 
+@app.query("ledger")
+def ledger(message: Message, context: Context) -> Message:
+    """Hand out what a release publishes of this client's ledger."""
+
+    def work(client: Client) -> RecordDict:
+        lines = client.answer_ledger_call(_envelope(message, "ledger-call"))
+        return RecordDict({"ledger": ConfigRecord({"lines": lines})})
+
+    return _reply(message, context, work)
+
+
 def _envelope(message: Message, name: str) -> bytes:
     value = message.content.config_records[name]["envelope"]
     if not isinstance(value, bytes):

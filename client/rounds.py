@@ -20,6 +20,7 @@ from client.kept import Kept
 from client.personal import begin, part
 from client.records import TrainingSet, engine_of, network_of, records_for_round
 from common import durable
+from common.bundle import ledger_bytes
 from common.coding import Codec, codec_for
 from common.errors import InputError, PlanError, Refusal, TrustError
 from common.keys import Identity
@@ -34,6 +35,7 @@ from common.wire import (
     Closed,
     Closing,
     Hello,
+    LedgerCall,
     Receipt,
     RollCall,
     RoundRequest,
@@ -92,9 +94,10 @@ class Client:
             intent = admission.begun or self._ledger.append(
                 self.home.federation, Kind.INTENT, admission.intent
             )
-            kept = self._kept.read(
-                self._ledger.chain(self.home.federation), request.plan, request.run
-            )
+            kept: Arrays = {}
+            if admission.plan.keeps:
+                chain = self._ledger.chain(self.home.federation)
+                kept = self._kept.read(chain, request.plan, request.run)
         start = begin(self.home, admission.plan, arrays, kept)
         update, keep = part(admission.plan, start, self._train(admission, start))
         return self._disclose(admission, intent, update, kept, keep)
@@ -127,6 +130,23 @@ class Client:
             consistency=proof,
         )
         return closed.sign(self.identity.key)
+
+    def answer_ledger_call(self, envelope: bytes) -> bytes:
+        """What this data set's ledger says of the coordinator's federation, for a release.
+
+        It is what every bundle publishes: terms, costs and commitments, under this federation's
+        pseudonym. What is spent elsewhere is in sums alone.
+
+        Raises:
+            Refusal: not this client's coordinator, or meant for another client.
+        """
+        try:
+            call = LedgerCall.verify(envelope, self.home.coordinator)
+        except TrustError as error:
+            raise Refusal(str(error), code="bad-request") from error
+        if call.client != self.home.client:
+            raise Refusal("a call for another client", code="wrong-client")
+        return ledger_bytes(self._ledger.chain(self.home.federation))
 
     # -- the steps -----------------------------------------------------------------------------
 

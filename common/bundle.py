@@ -58,8 +58,7 @@ class Bundle:
         """Write all files, the manifest last: a directory without one is not a bundle."""
         files = {PLAN: self.plan, STATEMENT: self.statement}
         for pseudonym, entries in self.ledgers.items():
-            lines = b"".join(entry.line + b"\n" for entry in entries)
-            files[f"{LEDGERS}/{pseudonym}.jsonl"] = lines
+            files[f"{LEDGERS}/{pseudonym}.jsonl"] = ledger_bytes(entries)
         for pseudonym, note in self.heads.items():
             files[f"{HEADS}/{pseudonym}.note"] = note
         with durable.disk_errors(path):
@@ -110,7 +109,7 @@ class Bundle:
         contents = {name: _read(path, name) for name in sorted(files)}
         # Ledgers first: a chain can name the entry that is wrong, a file's digest cannot.
         ledgers = {
-            name: _entries(name, contents[f"{LEDGERS}/{name}.jsonl"], key)
+            name: read_ledger(name, contents[f"{LEDGERS}/{name}.jsonl"], key)
             for name, key in clients.items()
         }
         for name, data in contents.items():
@@ -212,8 +211,17 @@ def _check_version(document: Json) -> None:
         raise CanonicalError("another schema version")
 
 
-def _entries(name: str, data: bytes, key: PublicKey) -> list[Entry]:
-    """A ledger file's entries, their order, links and signatures checked."""
+def ledger_bytes(entries: Sequence[Entry]) -> bytes:
+    """Entries as a ledger file of a bundle."""
+    return b"".join(entry.line + b"\n" for entry in entries)
+
+
+def read_ledger(name: str, data: bytes, key: PublicKey) -> list[Entry]:
+    """A ledger file's entries, their order, links and signatures checked.
+
+    Raises:
+        TrustError: names the ledger, and the entry.
+    """
     entries: list[Entry] = []
     try:
         *lines, rest = data.split(b"\n")

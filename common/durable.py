@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import OperationError, PrivetError
+from common.errors import InputError, OperationError, PrivetError
 
 # A test sets this to N: the process sends itself SIGKILL at its N-th durable step (1-based).
 FAULT_VARIABLE = "PRIVET_TEST_KILL_AT_WRITE"
@@ -147,6 +147,16 @@ def is_held(directory: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def check_free(out: Path) -> None:
+    """Refuse a directory that holds something; nothing is overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"{out} is in use",
+            hint="name another directory with --out, or continue that run with --resume",
+            code="directory-in-use",
+        )
 
 
 @contextlib.contextmanager

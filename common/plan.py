@@ -292,6 +292,13 @@ class Plan:
     personal: Personal | None = None
     central: Central | None = None  # exactly with trust = "central"
 
+    @property
+    def keeps(self) -> bool:
+        """Whether clients keep something from one round to the next: layers, or a residual."""
+        return self.personal is not None or (
+            self.compression is not None and self.compression.method == "top-k"
+        )
+
     def event(self) -> Event:
         """The whole declared plan, as it falls on a record of a client that is in every round, or
         with central trust on an enrolled client, drawn or not."""

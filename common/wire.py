@@ -27,6 +27,7 @@ from common.statement import (
     CLOSED_TYPE,
     CLOSING_TYPE,
     HELLO_TYPE,
+    LEDGER_CALL_TYPE,
     RECEIPT_TYPE,
     REQUEST_TYPE,
     ROLL_CALL_TYPE,
@@ -122,6 +123,15 @@ class RollCall(_Document):
     TYPE = ROLL_CALL_TYPE
     run: str
     nonce: str
+
+
+@dataclass(frozen=True)
+class LedgerCall(_Document):
+    """The server asks for what a ledger says of its federation: what a bundle publishes of it."""
+
+    TYPE = LEDGER_CALL_TYPE
+    client: str
+    run: str
 
 
 @dataclass(frozen=True)

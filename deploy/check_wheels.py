@@ -20,7 +20,6 @@ import sys
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +38,6 @@ def needed(extras: list[str], machine: str) -> set[str]:
         extras: of Privet.
         machine: as ``platform.machine()`` says it there: markers are read for that machine.
     """
-    there = {**default_environment(), "platform_machine": machine}
     found: dict[str, set[str]] = {}
     waiting = [("privet", extra) for extra in ("", *extras)]
     while waiting:
@@ -49,7 +47,9 @@ def needed(extras: list[str], machine: str) -> set[str]:
         found[name].add(extra)
         for line in distribution(name).requires or ():
             wanted = Requirement(line)
-            if wanted.marker is None or wanted.marker.evaluate({**there, "extra": extra}):
+            if wanted.marker is None or wanted.marker.evaluate(
+                {"platform_machine": machine, "extra": extra}
+            ):
                 waiting += [(normal(wanted.name), one) for one in ("", *wanted.extras)]
     return set(found) - {"privet"}
 

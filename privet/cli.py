@@ -13,7 +13,18 @@ from itertools import pairwise
 import typer
 
 from privet import __version__, output
-from privet.commands import audit, client, device, doctor, federation, joining, link, plan, server
+from privet.commands import (
+    audit,
+    client,
+    device,
+    doctor,
+    federation,
+    joining,
+    link,
+    plan,
+    publishing,
+    server,
+)
 from privet.commands.options import FormatOption, QuietOption
 from privet.commands.simulate import simulate
 from privet.output import Format
@@ -34,7 +45,7 @@ app.add_typer(client.app, name="client")
 app.add_typer(device.app, name="device")
 app.add_typer(server.app, name="server")
 app.add_typer(federation.approver_app, name="approver")
-_ = joining, doctor, link  # these add their commands to those of client and server
+_ = joining, doctor, link, publishing  # these add their commands to those of client and server
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class _Artifacts:
+class Artifacts:
     """What a final model is turned into before anybody signs."""
 
     weights: bytes
@@ -68,7 +68,7 @@ class _Artifacts:
 
 
 @dataclass(frozen=True)
-class _Ledgers:
+class Ledgers:
     """By pseudonym: the key that signed a ledger, its entries, and how far it was countersigned."""
 
     keys: Mapping[str, PublicKey]
@@ -96,9 +96,11 @@ def publish_run(run: Run) -> Published:
     repository = Repository.create(run.path / "repository", [coordinator, approver], roles, moment)
     version = repository.version + 1
 
-    artifacts = _artifacts(home, checkpoint.model)
+    artifacts = artifacts_of(home, checkpoint.model)
     ledgers = _ledgers(run, home, checkpoint.heads, coordinator)
-    proposal = _propose(home, artifacts, ledgers, version, checkpoint.round, coordinator)
+    proposal = propose(
+        home, artifacts, ledgers, version, checkpoint.round, coordinator, simulated=True
+    )
     bundle = Bundle(
         plan=run.plan_envelope.read_bytes(),
         statement=proposal.encode(),
@@ -131,7 +133,7 @@ def publish_run(run: Run) -> Published:
     return Published(release, files, version, verdict, spent)
 
 
-def _artifacts(home: ServerHome, arrays: Arrays) -> _Artifacts:
+def artifacts_of(home: ServerHome, arrays: Arrays) -> Artifacts:
     plan = home.plan
     model = build(plan.model, plan.schema, seed=0, bindings=home.binding.models)
     arrays = whole(plan.personal, parameters_of(model.network), arrays)
@@ -141,25 +143,25 @@ def _artifacts(home: ServerHome, arrays: Arrays) -> _Artifacts:
         answers = KnownAnswers.make(
             plan.schema, lambda inputs: serving(torch.from_numpy(inputs)).numpy()
         )
-    return _Artifacts(pack_arrays(arrays), to_onnx(serving, plan.schema), answers)
+    return Artifacts(pack_arrays(arrays), to_onnx(serving, plan.schema), answers)
 
 
 def _ledgers(
     run: Run, home: ServerHome, heads: Mapping[str, Json], coordinator: SigningKey
-) -> _Ledgers:
+) -> Ledgers:
     """What is published of ledgers: each client's chain of this federation; with central trust the
     coordinator's alone, which holds nothing of who took part."""
     if home.plan.central:
         books = open_books(home)
         who = books.identity
-        return _Ledgers(
+        return Ledgers(
             {who.pseudonym: who.key.public},
             {who.pseudonym: list(books.chain())},
             {who.pseudonym: books.note()},
         )
     federation, members = coordinator.public.fingerprint, home.members.values()
     notes = {member.pseudonym: note_of(member, coordinator, heads) for member in members}
-    return _Ledgers(
+    return Ledgers(
         {member.pseudonym: member.key for member in members},
         {
             member.pseudonym: read_federation(run.ledger(member.name), federation)
@@ -169,13 +171,15 @@ def _ledgers(
     )
 
 
-def _propose(
+def propose(
     home: ServerHome,
-    artifacts: _Artifacts,
-    ledgers: _Ledgers,
+    artifacts: Artifacts,
+    ledgers: Ledgers,
     version: int,
     rounds: int,
     coordinator: SigningKey,
+    *,
+    simulated: bool,
 ) -> Envelope:
     """The coordinator's statement: what the ledgers add up to, signed once."""
     plan, chains, heads = home.plan, ledgers.chains, ledgers.heads
@@ -195,7 +199,7 @@ def _propose(
             for entry in chain
             if "noise" in entry.body
         },
-        simulated=True,
+        simulated=simulated,
         rounds=rounds,
         ledgers={
             name: (

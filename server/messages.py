@@ -46,6 +46,14 @@ def closings(envelopes: Iterable[tuple[int, bytes]], group: str, *, ttl: float) 
     return [_query("closing", envelope, node, kind, group, ttl) for node, envelope in envelopes]
 
 
+def ledger_calls(
+    envelopes: Iterable[tuple[int, bytes]], group: str, *, ttl: float
+) -> list[Message]:
+    """A call for its ledger to each (node, signed call), good for ``ttl`` seconds."""
+    kind = f"{MessageType.QUERY}.ledger"
+    return [_query("ledger-call", envelope, node, kind, group, ttl) for node, envelope in envelopes]
+
+
 def _query(name: str, envelope: bytes, node: int, kind: str, group: str, ttl: float) -> Message:
     return Message(
         RecordDict({name: ConfigRecord({"envelope": envelope})}),
@@ -92,6 +100,22 @@ def read_hello(message: Message) -> bytes:
 def read_closed(message: Message) -> bytes:
     """The signed answer to a closing; :class:`Rejected` if there is none."""
     return _envelope(message, "closed")
+
+
+def read_ledger_lines(message: Message, limit: int) -> bytes:
+    """The ledger lines in an answer to a call for them, at most ``limit`` bytes.
+
+    Raises:
+        Rejected: an error, a refusal, or malformed content.
+    """
+    _check_served(message)
+    record = message.content.config_records.get("ledger")
+    value = record.get("lines") if record is not None else None
+    if not isinstance(value, bytes):
+        raise Rejected("no ledger", code="malformed")
+    if len(value) > limit:
+        raise Rejected(f"a ledger of {len(value)} bytes", code="too-large")
+    return value
 
 
 def read_reply(message: Message, limit: int, *, coded: bool = False) -> Reply:
@@ -142,6 +166,16 @@ def bytes_of(arrays: Arrays) -> int:
 
 
 def _envelope(message: Message, name: str) -> bytes:
+    _check_served(message)
+    records = message.content.config_records
+    value = records[name].get("envelope") if name in records else None
+    if not isinstance(value, bytes) or len(value) > MAX_ENVELOPE_BYTES:
+        raise Rejected(f"no {name}", code="malformed")
+    return value
+
+
+def _check_served(message: Message) -> None:
+    """Refuse an answer that is an error or a refusal."""
     if message.has_error():
         raise Rejected("the client's app failed", code="client-error")
     records = message.content.config_records
@@ -150,7 +184,3 @@ def _envelope(message: Message, name: str) -> bytes:
         if isinstance(code, str) and REFUSAL.fullmatch(code):
             raise Rejected("the client refused", code=f"refused-{code}")
         raise Rejected("the client refused, in no known way", code="refused")
-    value = records[name].get("envelope") if name in records else None
-    if not isinstance(value, bytes) or len(value) > MAX_ENVELOPE_BYTES:
-        raise Rejected(f"no {name}", code="malformed")
-    return value

@@ -99,7 +99,7 @@ def prepare(
         DataError: the data cannot be read or dealt out as asked.
         BudgetError: the owners' budget does not cover the plan; nothing was made.
     """
-    check_free(out)
+    durable.check_free(out)
     plan, policy = experiment.plan, experiment.policy
     policy.check_terms(plan)
     policy.check_budget(plan)
@@ -130,7 +130,7 @@ def _put(draft: Path, out: Path) -> None:
     try:
         draft.replace(out)
     except OSError:
-        check_free(out)
+        durable.check_free(out)
         raise
 
 
@@ -181,16 +181,6 @@ def _fill(
         operator=replace(policy, dataset=COORDINATOR, approved_plans=()) if central else None,
         ledger=run.coordinator_ledger if central else None,
     ).create()
-
-
-def check_free(out: Path) -> None:
-    """Refuse a directory that holds something; nothing is overwritten."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} is in use",
-            hint="name another directory with --out, or continue that run with --resume",
-            code="directory-in-use",
-        )
 
 
 def _experiment_bytes(experiment: Experiment) -> bytes:

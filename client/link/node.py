@@ -24,7 +24,7 @@ from common.errors import NetworkError
 
 log = logging.getLogger("privet.node")
 
-KNOWN = frozenset({"query", "query.close", "train"})
+KNOWN = frozenset({"query", "query.close", "query.ledger", "train"})
 ASK_SECONDS = 0.05  # between questions; a link of ours holds one until there is news
 IDLE_SECONDS = 2.0  # at most, of a server that answers at once that there is nothing
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0)  # the last one for as long as it takes

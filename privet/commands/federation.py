@@ -240,8 +240,8 @@ def create(
     quiet: QuietOption = False,
 ) -> None:
     """Make a run of a plan with everybody who is enrolled; its owners approve the signed plan."""
-    from privet.founding import PLAN_ENVELOPE, create_run
     from server.federation.directory import Federation
+    from server.federation.founding import PLAN_ENVELOPE, create_run
 
     home = create_run(Federation.read(federation), directory, plan, changes or ())
     data = {

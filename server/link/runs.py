@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import durable
+from common.bundle import MAX_FILE_BYTES
 from common.errors import InputError
 from common.models.networks import parameters_of
 from common.models.registry import build
@@ -25,6 +26,8 @@ from server.federation.directory import Federation
 from server.home import ServerHome
 from server.link.place import Place
 from server.link.superlink.grid import run_on
+from server.release.ledgers import collect as collect_ledgers
+from server.release.ledgers import missing
 from server.rounds import RoundReport
 
 
@@ -101,6 +104,26 @@ def may_go_on(home: ServerHome) -> Place:
             code="nothing-to-resume",
         )
     return place
+
+
+def collect(path: Path) -> dict[str, str]:
+    """Ask the clients of a run that has ended for the ledgers that a release needs.
+
+    Returns:
+        By client, why its ledger is still missing.
+
+    Raises:
+        PrivetError: as :func:`may_go_on`, and as :func:`server.release.ledgers.collect`.
+    """
+    home = ServerHome.read(path)
+    with _alone(home):
+        place = may_go_on(home)
+        latest = CheckpointStore(home.checkpoints, home.run, home.plan.digest).peek()
+        if latest is None or not missing(home, latest.heads):
+            return {}
+        with run_on(place.inside(), place.secret()) as grid:
+            grid.limit = MAX_FILE_BYTES
+            return collect_ledgers(home, grid, latest.heads)
 
 
 def is_at_work(home: ServerHome) -> bool:

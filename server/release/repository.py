@@ -108,14 +108,64 @@ class Repository:
             root_signers: at least two of the three keys of ``roles``.
             now: aware date and time.
         """
+        root = cls.draft_root(roles, now, expiry)
+        for signer in root_signers:
+            root = cls.sign_root(root, signer)
+        return cls.found(path, root, expiry)
+
+    @staticmethod
+    def draft_root(roles: Roles, now: datetime, expiry: Expiry = Expiry()) -> bytes:
+        """Unsigned root metadata, for two parties in two processes. Writes nothing."""
+        return Metadata(_root_of(roles, now + expiry.root)).to_bytes()
+
+    @staticmethod
+    def sign_root(draft: bytes, signer: SigningKey) -> bytes:
+        """The same root metadata with one signature more."""
+        root = _parse(draft, Root)
+        _sign(root, [signer])
+        return root.to_bytes()
+
+    @staticmethod
+    def roles_in(root: bytes) -> Roles:
+        """Whose keys root metadata names; TrustError unless :meth:`draft_root` made it."""
+        signed = _parse(root, Root).signed
+        try:
+            keys = {
+                role: [bytes.fromhex(signed.keys[id_].keyval["public"]) for id_ in found.keyids]
+                for role, found in signed.roles.items()
+            }
+            (coordinator,), (_, approver) = keys["timestamp"], keys["targets"]
+            (recovery,) = set(keys["root"]) - {coordinator, approver}
+            roles = Roles(PublicKey(coordinator), PublicKey(approver), PublicKey(recovery))
+        except (KeyError, ValueError, InputError) as error:
+            raise TrustError("root metadata with other roles than ours") from error
+        if signed != _root_of(roles, signed.expires):
+            raise TrustError("root metadata with other roles or thresholds than ours")
+        return roles
+
+    @staticmethod
+    def check_first(root: bytes, targets: bytes, files: Mapping[str, bytes]) -> None:
+        """Whether a repository under this root could publish these targets; TrustError if not."""
+        parsed, metadata = _parse(root, Root), _parse(targets, Targets)
+        _require(parsed.signed, parsed)
+        _require(parsed.signed, metadata)
+        _check_files(files, metadata.signed, 1)
+
+    @classmethod
+    def found(cls, path: Path, signed: bytes, expiry: Expiry = Expiry()) -> Repository:
+        """Make an empty repository under root metadata that two of its parties signed.
+
+        Raises:
+            OperationError: there is one already.
+            TrustError: a signature is missing.
+        """
         if (path / METADATA).exists():
             raise OperationError(
                 f"there is already a repository at {path}",
                 hint="publish to it, or name another directory",
                 code="repository-exists",
             )
-        root = Metadata(_root_of(roles, now + expiry.root))
-        _sign(root, root_signers)
+        root = _parse(signed, Root)
         _require(root.signed, root)
         with durable.disk_errors(path):
             for folder in (path, path / TARGETS, path / METADATA):
@@ -152,12 +202,19 @@ class Repository:
 
     def draft(self, files: Mapping[str, bytes], now: datetime) -> bytes:
         """Unsigned targets metadata for ``files``, as the next version. Writes nothing."""
+        return self.draft_targets(files, self.version + 1, now, self.expiry)
+
+    @staticmethod
+    def draft_targets(
+        files: Mapping[str, bytes], version: int, now: datetime, expiry: Expiry = Expiry()
+    ) -> bytes:
+        """The same as a given version, for a party that has no repository. Writes nothing."""
         for name in files:
             if not NAME.fullmatch(name):
                 raise InputError(f"a target is a plain file name, not {name!r}")
         targets = Targets(
-            version=self.version + 1,
-            expires=now + self.expiry.targets,
+            version=version,
+            expires=now + expiry.targets,
             targets={name: TargetFile.from_data(name, data) for name, data in files.items()},
         )
         return Metadata(targets).to_bytes()
@@ -184,7 +241,7 @@ class Repository:
         """
         targets = _parse(signed, Targets)
         _require(self._root, targets)
-        self._check_files(files, targets.signed)
+        _check_files(files, targets.signed, self.version + 1)
         snapshot, timestamp = self._online(targets, online_signer, now)
         for name, data in files.items():
             (file,) = targets.signed.targets[name].get_prefixed_paths()
@@ -202,20 +259,6 @@ class Repository:
         self._write_online(*self._online(current[2], online_signer, now))
 
     # -- pure: what is signed ------------------------------------------------------------------
-
-    def _check_files(self, files: Mapping[str, bytes], targets: Targets) -> None:
-        expected = self.version + 1
-        if targets.version != expected or set(targets.targets) != set(files):
-            raise TrustError(
-                f"signed was version {targets.version} of {sorted(targets.targets)}, "
-                f"published would be version {expected} of {sorted(files)}",
-                hint="make and sign the draft again",
-            )
-        for name, data in files.items():
-            try:
-                targets.targets[name].verify_length_and_hashes(data)
-            except RepositoryError as error:
-                raise TrustError(f"{name} is not the file that was signed: {error}") from error
 
     def _online(
         self, targets: Metadata[Targets], signer: SigningKey, now: datetime
@@ -291,6 +334,20 @@ class Repository:
         meta = snapshot.signed.meta["targets.json"]
         targets = self._read(f"{meta.version}.targets.json", Targets, meta)
         return timestamp, snapshot, targets
+
+
+def _check_files(files: Mapping[str, bytes], targets: Targets, expected: int) -> None:
+    if targets.version != expected or set(targets.targets) != set(files):
+        raise TrustError(
+            f"signed was version {targets.version} of {sorted(targets.targets)}, "
+            f"published would be version {expected} of {sorted(files)}",
+            hint="make and sign the draft again",
+        )
+    for name, data in files.items():
+        try:
+            targets.targets[name].verify_length_and_hashes(data)
+        except RepositoryError as error:
+            raise TrustError(f"{name} is not the file that was signed: {error}") from error
 
 
 _RESTORE = "restore the repository from a copy, and find out who changed it"

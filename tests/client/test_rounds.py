@@ -181,6 +181,15 @@ def test_rounds_differ_and_seeds_repeat(tmp_path: Path) -> None:
         assert not same_bits(first.update, different.update)
 
 
+def test_a_plan_that_keeps_nothing_does_not_say_that_it_is_gone(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "privet.client"):
+        serve(client, 1)
+        serve(client, 2, nonce=2)
+    assert not caplog.records
+
+
 def test_only_the_last_answer_is_kept(client: Client) -> None:
     serve(client, 1)
     serve(client, 2, nonce=2)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from simulations.processes import Network
 from tests.deploy.units import ROOT
-from tests.network import Network
 
 CLIENTS, FIRST, SECOND = 3, 20, 60
 

@@ -10,7 +10,7 @@ import pytest
 
 from server.home import ServerHome
 from server.status import rounds
-from tests.network import Network, wait_until
+from simulations.processes import Network, wait_until
 
 
 @pytest.mark.slow

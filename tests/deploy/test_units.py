@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -16,7 +17,8 @@ from tests.deploy.confinement import can_filter
 from tests.deploy.units import ROOT, UNITS, commands, parse, read, system_calls
 
 SYSTEMD = ROOT / "deploy" / "systemd"
-SERVICES = [unit for unit in UNITS if not unit.name.startswith("privet-join")]
+ONCE = ("privet-join@.service", "privet-renew.service")
+SERVICES = [unit for unit in UNITS if unit.name not in ONCE]
 HARDENED = {
     "AmbientCapabilities": "",
     "CapabilityBoundingSet": "",
@@ -55,11 +57,12 @@ def only(unit: Path, key: str) -> str:
     return value
 
 
-def test_there_is_a_unit_for_the_link_runs_clients_and_enrolment() -> None:
+def test_there_is_a_unit_for_the_link_runs_clients_enrolment_and_renewal() -> None:
     assert [unit.name for unit in UNITS] == [
         "privet-client@.service",
         "privet-join@.service",
         "privet-link.service",
+        "privet-renew.service",
         "privet-run@.service",
     ]
 
@@ -114,6 +117,14 @@ def test_a_unit_writes_to_its_state_alone_and_works_there(unit: Path) -> None:
         assert all(path.startswith((f"/var/lib/{state}/", "/etc/privet/")) for path in paths)
 
 
+def test_a_repository_is_renewed_many_times_before_devices_stop_believing_it() -> None:
+    from server.release.repository import Expiry
+
+    timer = read(SYSTEMD / "privet-renew.timer")
+    assert (timer["Timer.OnCalendar"], timer["Timer.Persistent"]) == (["daily"], ["yes"])
+    assert min(Expiry().timestamp, Expiry().snapshot) >= timedelta(days=3)
+
+
 def test_an_enrolment_token_is_a_credential_and_never_on_a_command_line() -> None:
     unit = SYSTEMD / "privet-join@.service"
     assert only(unit, "Service.LoadCredential") == "token:/etc/privet/%i.token"
@@ -135,11 +146,12 @@ def test_systemd_accepts_the_units_and_finds_them_hardly_exposed(tmp_path: Path)
     program = tmp_path / "privet"
     program.write_text(f"#!{sys.executable}\n")
     program.chmod(0o755)
-    files = []
+    files: list[Path] = []
     for unit in UNITS:
         file = tmp_path / unit.name.replace("@.", "@clinic-a.")
         file.write_text(unit.read_text().replace("/opt/privet/bin/privet", str(program)))
         files.append(file)
+    files.append(shutil.copy(SYSTEMD / "privet-renew.timer", tmp_path))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *map(str, files)],
         capture_output=True,
@@ -147,7 +159,7 @@ def test_systemd_accepts_the_units_and_finds_them_hardly_exposed(tmp_path: Path)
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    for file in files:
+    for file in files[:-1]:
         out = subprocess.run(
             ["systemd-analyze", "security", "--offline=true", "--no-pager", str(file)],
             capture_output=True,

@@ -21,6 +21,7 @@ import pytest
 
 from server.home import ServerHome
 from server.status import rounds
+from simulations.processes import Network, wait_until
 from tests.deploy.confinement import (
     NOBODY,
     TEMPORARY,
@@ -30,7 +31,6 @@ from tests.deploy.confinement import (
     confined,
 )
 from tests.deploy.units import ROOT, read
-from tests.network import Network, wait_until
 
 UNITS = ROOT / "deploy" / "systemd"
 LINK, RUN, CLIENT = (UNITS / f"privet-{name}.service" for name in ("link", "run@", "client@"))

@@ -23,7 +23,7 @@ from server.home import ServerHome
 from server.link.place import Place
 from server.link.superlink import grid
 from server.status import rounds, status
-from tests.network import Network, wait_until
+from simulations.processes import Network, wait_until
 from tests.privet.test_cli import call
 
 pytestmark = [

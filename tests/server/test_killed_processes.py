@@ -12,7 +12,7 @@ import pytest
 
 from server.home import ServerHome
 from server.status import rounds
-from tests.network import Network, model_of, wait_until
+from simulations.processes import Network, model_of, wait_until
 
 pytestmark = pytest.mark.slow
 ROUNDS = 6

@@ -20,7 +20,7 @@ from server.federation.authority import TLS, Authority
 from server.federation.directory import APPROVER, Federation
 from server.link.place import EXECUTOR, Place
 from server.link.service import Link
-from tests.network import Network, free_port, wait_until
+from simulations.processes import Network, free_port, wait_until
 from tests.privet.test_cli import call
 
 pytestmark = pytest.mark.slow

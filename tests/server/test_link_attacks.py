@@ -27,7 +27,7 @@ from server.federation.authority import Authority
 from server.federation.invitations import Invitations
 from server.link.gate import ROUTES
 from server.link.place import Place
-from tests.network import Network, wait_until
+from simulations.processes import Network, wait_until
 from tests.server.doorway import DAY
 from tests.server.doorway import Door as Devices
 from tests.server.test_link import admitted

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from client import approval
 from client.home import Home
+from common import durable
 from common.config import NAME
 from common.data.binding import Binding
 from common.data.records import Records
@@ -23,7 +24,7 @@ from common.ledger import Kind
 from server.home import ServerHome
 from simulations import population
 from simulations.experiment import Experiment
-from simulations.population import Run, check_free, deal, prepare, reopen, state_home
+from simulations.population import Run, deal, prepare, reopen, state_home
 from tests.world import write_experiment
 
 
@@ -330,7 +331,7 @@ def test_a_directory_in_use_is_never_written_to(tmp_path: Path, experiment: Expe
     file = tmp_path / "a-file"
     file.write_text("")
     with pytest.raises(InputError):
-        check_free(file)
+        durable.check_free(file)
 
 
 def test_a_run_is_only_reopened_by_what_it_was_made_from(

@@ -26,7 +26,6 @@ from common.statement import PLAN_TYPE, Envelope
 from server.central.books import Books
 from server.federation.directory import Federation
 from server.home import ServerHome
-from simulations.population import check_free
 
 PLAN_ENVELOPE = "plan.dsse.json"
 LEDGER = "ledger.jsonl"  # the coordinator's own, in a federation's directory
@@ -79,7 +78,7 @@ def create_run(
             code="too-few-clients",
         )
     key = federation.signing_key()
-    check_free(out)
+    durable.check_free(out)
     with durable.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))

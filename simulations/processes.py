@@ -1,7 +1,8 @@
-"""A deployed federation on loopback for tests: a link, a coordinator and clients, each a process.
+"""What does a deployed federation do? All of it on loopback: a link, a coordinator, clients.
 
-Clients are enrolled by files, which takes no process. Noise and draws are seeded, so two networks
-over the same data end in the same bits. What was started is ended by its own id in the end.
+The rules: each of them is a process of its own, started with the ``privet`` command, over TLS; what
+was started is ended by its own id in the end. Clients are enrolled by files, which takes no
+process. Nobody's data, and seeded noise and draws, so that two federations end in the same bits.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ from common.enrolment import SignedJoin
 from common.invitation import Address
 from common.keys import KeyDirectory
 from common.nodekey import NodeKey
-from privet.founding import PLAN_ENVELOPE, create_run
+from common.policy import Policy
+from common.privacy.filter import Budget
 from server.federation.directory import Federation
 from server.federation.doorkeeper import admit_request, approve_request
-from tests.world import POLICY, write_rows
+from server.federation.founding import PLAN_ENVELOPE, create_run
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60.0
-SEED, SPARE = 5, 400
+SEED = 5
+# Spare rounds are for runs of one plan again and again: they end in the same bits.
+TERMS = Policy(dataset="answers", budget=Budget.of(20.0, 1e-5), spare_rounds=400, simulated=True)
 PLAN = """\
 [plan]
 name = "answers"
@@ -108,14 +112,14 @@ class Network:
         """A device with data of its own, enrolled by two files."""
         folder = self.path / "clients" / name
         folder.mkdir(parents=True)
+        (folder / "data.csv").write_text("\n".join(["height,weight,answer", *rows(name), ""]))
         site = Site(
             home=folder / "home",
             keys=folder / "keys",
             custody=Custody(folder / "custody"),
-            binding=Binding(source="csv", path=str(write_rows(folder / "data.csv", rows(name)))),
+            binding=Binding(source="csv", path=str(folder / "data.csv")),
             owner_keys=folder / "owner",
-            # Spare rounds for runs of one plan again and again: they end in the same bits.
-            terms=replace(POLICY, dataset=f"answers.{name}", approved_plans=(), spare_rounds=SPARE),
+            terms=replace(TERMS, dataset=f"answers.{name}"),
         )
         here, key = self.federation, self.federation.signing_key()
         _, signed = request(site, name, here.about().sign(key), key.public.fingerprint)

@@ -1,0 +1,166 @@
+"""``privet server collect|propose|publish|renew`` and ``privet approver approve``: a release.
+
+The rule: two parties, two key directories, and files between them; see :mod:`privet.publishing`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common import durable
+from common.errors import NetworkError, TrustError
+from privet import output
+from privet.commands.federation import FederationOption, approver_app
+from privet.commands.options import FormatOption, QuietOption
+from privet.commands.server import RunArgument
+from privet.commands.server import app as server_app
+from privet.output import Format
+
+if TYPE_CHECKING:
+    from audit.verify import Verdict
+
+ProposalArgument = Annotated[
+    Path, typer.Argument(help="As privet server propose wrote it.", metavar="PROPOSAL")
+]
+OutOption = Annotated[Path, typer.Option(help="Where to write it; must not exist.", metavar="DIR")]
+
+
+@server_app.command("collect")
+def collect(
+    run: RunArgument, format_: FormatOption = Format.text, quiet: QuietOption = False
+) -> None:
+    """Ask a finished run's clients for what a release publishes of their ledgers."""
+    from server.link.runs import collect as work
+
+    failed = work(run)
+    if failed:
+        why = ", ".join(f"{name} ({code})" for name, code in sorted(failed.items()))
+        raise NetworkError(
+            f"these ledgers are still missing: {why}",
+            hint="start those clients, and try again: what has come is kept",
+            code="ledgers-missing",
+        )
+    output.show(format_, {"missing": []}, lambda: print("every ledger that is needed is here"))
+
+
+@server_app.command("propose")
+def propose(
+    run: RunArgument,
+    out: OutOption,
+    approver: Annotated[
+        str, typer.Option(help="The approver's public key, as privet approver init printed it.")
+    ],
+    recovery: Annotated[
+        str | None,
+        typer.Option(help="A third party's public key; needed once, for the first release."),
+    ] = None,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """Propose a finished run's model for release: what the approver is given."""
+    from common.keys import PublicKey
+    from privet.publishing import make_proposal
+
+    durable.check_free(out)
+    third = PublicKey.from_text(recovery) if recovery else None
+    proposal = make_proposal(run, PublicKey.from_text(approver), third)
+    proposal.write(out)
+    data = {
+        "proposal": str(out),
+        "version": proposal.version,
+        "simulated": proposal.simulated,
+        "clients": len(proposal.bundle.clients),
+    }
+    output.show(format_, data, lambda: print(f"carry {out} to the approver"))
+
+
+@approver_app.command("approve")
+def approve(
+    proposal: ProposalArgument,
+    keys: Annotated[Path, typer.Option(help="The approver's key directory.", metavar="DIR")],
+    coordinator: Annotated[
+        str, typer.Option(help="Fingerprint of the coordinator's key, got by another way.")
+    ],
+    out: OutOption,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """Check a proposal from end to end, compute every epsilon anew, and sign it."""
+    from privet.publishing import Proposal
+    from privet.publishing import approve as work
+    from server.federation.directory import approver_key
+
+    durable.check_free(out)
+    key = approver_key(keys)
+    approval, verdict = work(Proposal.read(proposal), coordinator.lower(), key)
+    approval.write(out)
+    data = {"approval": str(out), **_checked(verdict)}
+    output.show(format_, data, lambda: _print_approved(data))
+
+
+@server_app.command("publish")
+def publish(
+    run: RunArgument,
+    proposal: ProposalArgument,
+    approval: Annotated[
+        Path, typer.Argument(help="As privet approver approve wrote it.", metavar="APPROVAL")
+    ],
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """Publish what both have signed, in the federation's repository; bundle and trust in RUN."""
+    from privet.publishing import BUNDLE, REPOSITORY, TRUST, Approval, Proposal
+    from privet.publishing import publish as work
+    from server.home import ServerHome
+
+    home = ServerHome.read(run)
+    files = work(run, Proposal.read(proposal), Approval.read(approval))
+    if home.federation is None:
+        raise TrustError("a simulated run")  # refused above
+    data = {
+        "repository": str(home.federation / REPOSITORY),
+        "bundle": str(run / BUNDLE),
+        "trust": str(run / TRUST),
+        "files": sorted(files),
+    }
+    output.show(format_, data, lambda: print(f"published in {data['repository']}"))
+
+
+@server_app.command("renew")
+def renew(
+    federation: FederationOption, format_: FormatOption = Format.text, quiet: QuietOption = False
+) -> None:
+    """Sign the repository's timestamp anew, so that devices go on believing the last release."""
+    from datetime import UTC, datetime
+
+    from privet.publishing import REPOSITORY
+    from server.federation.directory import Federation
+    from server.release.repository import Repository
+
+    here = Federation.read(federation)
+    repository = Repository(here.path / REPOSITORY)
+    repository.renew(here.signing_key(), datetime.now(UTC))
+    data = {"repository": str(repository.path), "version": repository.version}
+    output.show(format_, data, lambda: print(f"renewed: release {data['version']}"))
+
+
+def _checked(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "model": verdict.plan.release.name,
+        "epsilon": float(verdict.claims["epsilon"]),
+        "delta": verdict.plan.privacy.delta,
+        "clients": len(verdict.clients),
+        "checks": list(verdict.checks),
+    }
+
+
+def _print_approved(data: dict[str, Any]) -> None:
+    for check in data["checks"]:
+        print(f"  {check}")
+    print(
+        f"signed: {data['model']}, epsilon {data['epsilon']:.3f} at delta {data['delta']:g}, "
+        f"{data['clients']} ledgers; carry {data['approval']} back"
+    )

@@ -1,0 +1,254 @@
+"""A deployed model is published by two parties, and by neither alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.home import HOME_VARIABLE, Home
+from common.bundle import Bundle
+from common.inference import KnownAnswers
+from common.keys import KeyDirectory, PublicKey
+from privet.publishing import Proposal, make_proposal
+from server.app import coordinate
+from server.checkpoint import CheckpointStore
+from server.home import ServerHome
+from server.release.ledgers import collect, kept, missing
+from server.release.repository import Repository
+from simulations.grid import InProcessGrid
+from simulations.processes import Network
+from tests.privet.test_cli import call
+from tests.world import Snapshot
+
+MOMENT = datetime.now(UTC)
+Out = pytest.CaptureFixture[str]
+
+
+@dataclass
+class Parties:
+    """A run that has ended, and three parties with a key directory each."""
+
+    network: Network
+    run: Path
+    approver: str
+    recovery: str
+
+    @property
+    def home(self) -> ServerHome:
+        return ServerHome.read(self.run)
+
+    @property
+    def coordinator(self) -> str:
+        return self.network.federation.signing_key().public.fingerprint
+
+    def path(self, name: str) -> Path:
+        return self.network.path / name
+
+    def heads(self) -> dict[str, Any]:
+        home = self.home
+        latest = CheckpointStore(home.checkpoints, home.run, home.plan.digest).peek()
+        assert latest is not None
+        return dict(latest.heads)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parties]:
+    patch = pytest.MonkeyPatch()
+    with Network.made(tmp_path_factory.mktemp("release"), clients=3) as network:
+        keys = [KeyDirectory(network.path / name) for name in ("approver", "recovery")]
+        approver, recovery = (directory.create("approver").public for directory in keys)
+        network.federation = network.federation.with_approver(approver.fingerprint)
+        run = network.create(rounds=2)
+        clients = network.path / "homes"  # as the in-process grid wants them: side by side
+        clients.mkdir()
+        for name in network.names:
+            (clients / name).symlink_to(network.home(name).path)
+        patch.setenv(HOME_VARIABLE, str(clients))
+        with InProcessGrid("client.app:app", 3) as grid:
+            coordinate(grid, run)
+            parties = Parties(network, run, approver.text(), recovery.text())
+            assert missing(parties.home, parties.heads()) == network.names
+            assert collect(parties.home, grid, parties.heads()) == {}
+        yield parties
+    patch.undo()
+
+
+@pytest.fixture
+def parties(ended: Parties, tmp_path: Path) -> Parties:
+    """The same, in a directory of its own."""
+    shutil.copytree(ended.network.path, tmp_path / "all", symlinks=True)
+    path = tmp_path / "all"
+    network = Network(path, replace(ended.network.federation, path=path / "federation"), [])
+    run = path / "run"
+    replace(ServerHome.read(run), federation=path / "federation").create()
+    return Parties(network, run, ended.approver, ended.recovery)
+
+
+def proposed(parties: Parties, capsys: Out) -> Path:
+    out = parties.path("proposal")
+    words = ("--approver", parties.approver, "--recovery", parties.recovery)
+    code, data = call(capsys, "server", "propose", parties.run, "--out", out, *words)
+    assert (code, data["version"], data["clients"]) == (0, 1, 3)
+    return out
+
+
+def approve(parties: Parties, capsys: Out, proposal: Path, **changes: Any) -> tuple[int, Any]:
+    options = {
+        "keys": parties.path("approver"),
+        "coordinator": parties.coordinator,
+        "out": parties.path("approval"),
+        **changes,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return call(capsys, "approver", "approve", proposal, *words)
+
+
+def test_a_release_goes_from_the_coordinator_to_the_approver_and_back_to_a_device(
+    parties: Parties, capsys: Out
+) -> None:
+    proposal = proposed(parties, capsys)
+    code, data = approve(parties, capsys, proposal)
+    assert code == 0
+    assert data["clients"] == 3
+    approval = parties.path("approval")
+    code, data = call(capsys, "server", "publish", parties.run, proposal, approval)
+    assert (code, "model.onnx" in data["files"]) == (0, True)
+    verify = ("audit", "verify", data["bundle"], "--trust", data["trust"])
+    assert call(capsys, *verify)[0] == 0
+    device = parties.path("device")
+    root = Path(data["repository"]) / "metadata" / "1.root.json"
+    code, _ = call(
+        capsys, "device", "init", device, "--root", root, "--trust", data["trust"],
+        "--repository", data["repository"], "--greatest-epsilon", "100", "--accept-simulated",
+    )  # fmt: skip
+    assert code == 0
+    assert call(capsys, "device", "update", device)[1]["version"] == 1
+    # The repository is signed anew without a second party, and with nothing else in it.
+    before = Repository(Path(data["repository"])).version
+    where = ("--federation", parties.network.federation.path)
+    assert call(capsys, "server", "renew", *where)[1]["version"] == before
+
+
+def test_a_second_release_needs_no_new_root_and_an_old_proposal_is_refused(
+    parties: Parties, capsys: Out
+) -> None:
+    first = proposed(parties, capsys)
+    assert approve(parties, capsys, first)[0] == 0
+    approval = parties.path("approval")
+    assert call(capsys, "server", "publish", parties.run, first, approval)[0] == 0
+    second, out = parties.path("second"), parties.path("second-approval")
+    words = ("--out", second, "--approver", parties.approver)
+    assert call(capsys, "server", "propose", parties.run, *words)[1]["version"] == 2
+    assert not (second / "root.json").exists()
+    assert call(capsys, "server", "publish", parties.run, first, approval)[1]["code"] == (
+        "release-rollback"
+    )
+    assert approve(parties, capsys, second, out=out)[0] == 0
+    assert call(capsys, "server", "publish", parties.run, second, out)[0] == 0
+
+
+def test_neither_party_publishes_alone(parties: Parties, capsys: Out, tmp_path: Path) -> None:
+    proposal = proposed(parties, capsys)
+    assert approve(parties, capsys, proposal)[0] == 0
+    good = parties.path("approval")
+    # The coordinator signs in the approver's stead, with a key of its own making.
+    forged, mine = tmp_path / "forged", KeyDirectory(tmp_path / "mine").create("approver")
+    read = Proposal.read(proposal)
+    for name in ("statement.dsse.json", "targets.json", "root.json"):
+        forged.mkdir(exist_ok=True)
+        shutil.copy(good / name, forged / name)
+    (forged / "statement.dsse.json").write_bytes(read.bundle.statement)
+    before = Snapshot.of(parties.network.federation.path)
+    assert call(capsys, "server", "publish", parties.run, proposal, forged)[0] == 11
+    (forged / "statement.dsse.json").write_bytes((good / "statement.dsse.json").read_bytes())
+    draft = Repository.draft_targets({"model.onnx": b"mine"}, 1, MOMENT)
+    (forged / "targets.json").write_bytes(Repository.sign(draft, mine))
+    assert call(capsys, "server", "publish", parties.run, proposal, forged)[0] == 11
+    assert Snapshot.of(parties.network.federation.path) == before
+
+
+@pytest.mark.parametrize("what", ["model.safetensors", "model.onnx"])
+def test_an_approver_signs_nothing_that_does_not_hold(
+    parties: Parties, capsys: Out, what: str
+) -> None:
+    proposal = proposed(parties, capsys)
+    file = proposal / what
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    code, _ = approve(parties, capsys, proposal)
+    assert code == 11
+    assert not parties.path("approval").exists()
+
+
+def test_answers_that_the_weights_do_not_give_are_not_signed(parties: Parties, capsys: Out) -> None:
+    file = proposed(parties, capsys) / "known-answers.json"
+    answers = KnownAnswers.decode(file.read_bytes(), parties.home.plan.schema)
+    shifted = answers.probabilities + np.float32(2e-4)  # twice the tolerance
+    file.write_bytes(replace(answers, probabilities=shifted).encode())
+    assert approve(parties, capsys, file.parent)[0] == 11
+
+
+def test_an_approver_signs_for_no_other_coordinator_and_under_no_other_root(
+    parties: Parties, capsys: Out
+) -> None:
+    proposal = proposed(parties, capsys)
+    assert approve(parties, capsys, proposal, coordinator="0" * 64)[0] == 11
+    other = make_proposal(
+        parties.run, PublicKey.from_text(parties.approver), PublicKey.from_text(parties.recovery)
+    )
+    assert other.root is not None
+    stranger = KeyDirectory(parties.path("stranger")).create("approver").public
+    roles = Repository.roles_in(other.root)
+    wrong = Repository.draft_root(replace(roles, approver=stranger), MOMENT)
+    replace(other, root=wrong).write(parties.path("wrong"))
+    code, data = approve(parties, capsys, parties.path("wrong"))
+    assert (code, data["code"]) == (11, "wrong-root")
+
+
+def test_a_statement_that_claims_too_little_is_refused(parties: Parties, capsys: Out) -> None:
+    made = make_proposal(
+        parties.run, PublicKey.from_text(parties.approver), PublicKey.from_text(parties.recovery)
+    )
+    pseudonym = sorted(made.bundle.ledgers)[0]
+    # The coordinator leaves out the client that spent most: its head is signed, and says so.
+    lacking = {name: chain for name, chain in made.bundle.ledgers.items() if name != pseudonym}
+    keys = {name: key for name, key in made.bundle.clients.items() if name != pseudonym}
+    heads = {name: head for name, head in made.bundle.heads.items() if name != pseudonym}
+    bundle: Bundle = replace(made.bundle, ledgers=lacking, clients=keys, heads=heads)
+    replace(made, bundle=bundle).write(parties.path("lacking"))
+    assert approve(parties, capsys, parties.path("lacking"))[0] == 11
+
+
+def test_what_is_not_ready_is_not_proposed(parties: Parties, capsys: Out) -> None:
+    words = ("--out", parties.path("p"), "--approver", parties.approver)
+    code, data = call(capsys, "server", "propose", parties.run, *words)
+    assert (code, data["code"]) == (4, "no-recovery-key")
+    wrong = ("--out", parties.path("p"), "--approver", parties.recovery)
+    assert call(capsys, "server", "propose", parties.run, *wrong)[1]["code"] == "wrong-approver"
+    (ledger, *_) = sorted((parties.run / "ledgers").iterdir())
+    lines = ledger.read_bytes()
+    ledger.unlink()
+    recovery = ("--recovery", parties.recovery)
+    code, data = call(capsys, "server", "propose", parties.run, *words, *recovery)
+    assert (code, data["code"]) == (4, "ledgers-missing")
+    ledger.write_bytes(lines[: lines.rindex(b"\n", 0, -1) + 1])  # its last entry is cut off
+    code, data = call(capsys, "server", "propose", parties.run, *words, *recovery)
+    assert (code, data["code"]) == (11, "ledger-forked")
+    assert not parties.path("p").exists()
+
+
+def test_a_clients_ledger_is_kept_as_the_client_has_it(ended: Parties) -> None:
+    chains = kept(ended.home, ended.heads())
+    for name, chain in chains.items():
+        home = Home.read(ended.network.home(name).path)
+        assert [entry.line for entry in chain] == [
+            entry.line for entry in home.read_ledger().chain(home.federation)
+        ]
