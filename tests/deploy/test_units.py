@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -125,12 +126,26 @@ def test_a_repository_is_renewed_many_times_before_devices_stop_believing_it() -
     assert min(Expiry().timestamp, Expiry().snapshot) >= timedelta(days=3)
 
 
-def test_an_enrolment_token_is_a_credential_and_never_on_a_command_line() -> None:
+def test_an_enrolment_token_is_a_credential_and_never_on_a_command_line(tmp_path: Path) -> None:
     unit = SYSTEMD / "privet-join@.service"
     assert only(unit, "Service.LoadCredential") == "token:/etc/privet/%i.token"
-    start = only(unit, "Service.ExecStart")
-    assert "client join - " in start
-    assert start.endswith("""< "$${CREDENTIALS_DIRECTORY}/token"'""")
+    (tmp_path / "token").write_text("privet1-secret\n")
+    stub = tmp_path / "privet"
+    stub.write_text('#!/bin/sh\necho "$@"\ncat\n')
+    stub.chmod(0o755)
+    start = only(unit, "Service.ExecStart").replace("/opt/privet/bin/privet", str(stub))
+    done = subprocess.run(
+        shlex.split(start.replace("$$", "$").replace("%i", "clinic-a")),  # as systemd reads it
+        env={"CREDENTIALS_DIRECTORY": str(tmp_path), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words, token = done.stdout.splitlines()
+    assert token == "privet1-secret"
+    assert words == (
+        "client join - --home /var/lib/privet-client/clinic-a --data /etc/privet/clinic-a.toml"
+    )
 
 
 @pytest.mark.skipif(not can_filter(), reason="systemd-analyze or libseccomp is not installed")
