@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := PIP_CONSTRAINT=constraints.txt $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-network test check bench figures clean lock
+.PHONY: help demo demo-network test check bench figures wheels clean lock
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ bench: $(VENV)/.dev ## Measure speed beside the peer, as ratios
 
 figures: $(VENV)/.dev ## Run the full counts and show the figures that the documents quote
 	$(BIN)/python -m pytest -m figures -s
+
+wheels: $(VENV)/.dev ## Ask the index for the aarch64 wheels that docs/deployment.md names
+	$(BIN)/python deploy/check_wheels.py
 
 lock: ## Write constraints.txt anew from a fresh environment
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock

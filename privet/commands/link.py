@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from server.link.runs import Watcher
 
 WATCH_SECONDS = 0.5
+DetachOption = Annotated[
+    bool, typer.Option("--detach", help="Leave it running; `privet server watch` comes back.")
+]
 
 
 @server_app.command("start")
@@ -89,8 +92,9 @@ def _federation(directory: Path, address: str | None) -> Federation:
 @server_app.command("run")
 def run_server(
     run: RunArgument,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Leave it running; `privet server watch` comes back.")
+    detach: DetachOption = False,
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Go on with it if it was begun: one word for services.")
     ] = False,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
@@ -98,22 +102,46 @@ def run_server(
     """Run a run's rounds over its federation's link; Ctrl-C stops it after the round under way."""
     from server.link.runs import begin, may_begin
 
-    _work(begin, may_begin, "run", run, detach, format_, quiet)
+    if go_on:
+        work, may, words = _begin_or_go_on, _may_begin_or_go_on, ("run", "--resume")
+        _work(work, may, words, run, detach, format_, quiet)
+    else:
+        _work(begin, may_begin, ("run",), run, detach, format_, quiet)
+
+
+def _begin_or_go_on(path: Path, watcher: Watcher) -> None:
+    """Begin a run, or go on with it; a finished one stays as it is."""
+    from server.link.runs import begin, resume
+
+    try:
+        begin(path, watcher)
+    except InputError as error:
+        if error.code != "begun-already":
+            raise
+        resume(path, watcher)
+
+
+def _may_begin_or_go_on(home: ServerHome) -> None:
+    from server.link.runs import may_begin
+
+    try:
+        may_begin(home)
+    except InputError as error:
+        if error.code != "begun-already":
+            raise
 
 
 @server_app.command("resume")
 def resume_server(
     run: RunArgument,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Leave it running; `privet server watch` comes back.")
-    ] = False,
+    detach: DetachOption = False,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
     """Go on with a run that was stopped or killed; a seeded one ends in the same bits."""
     from server.link.runs import may_go_on, resume
 
-    _work(resume, may_go_on, "resume", run, detach, format_, quiet)
+    _work(resume, may_go_on, ("resume",), run, detach, format_, quiet)
 
 
 @server_app.command("watch")
@@ -182,7 +210,13 @@ def _say(quiet: bool) -> None:
 
 
 def _work(
-    work: Any, may: Any, word: str, run: Path, detach: bool, format_: Format, quiet: bool
+    work: Any,
+    may: Any,
+    words: tuple[str, ...],
+    run: Path,
+    detach: bool,
+    format_: Format,
+    quiet: bool,
 ) -> None:
     from server.home import ServerHome
     from server.status import status
@@ -190,7 +224,7 @@ def _work(
     home = ServerHome.read(run)
     if detach:
         may(home)
-        _detach(word, home, format_)
+        _detach(words, home, format_)
         return
     _say(quiet)
     told = quiet or format_ is Format.json
@@ -200,7 +234,7 @@ def _work(
     output.show(format_, data, lambda: print_status(data))
 
 
-def _detach(word: str, home: ServerHome, format_: Format) -> None:
+def _detach(words: tuple[str, ...], home: ServerHome, format_: Format) -> None:
     """Start the same command in a session of its own; what it says is in ``server.log``."""
     from server.link.runs import is_at_work
 
@@ -208,7 +242,7 @@ def _detach(word: str, home: ServerHome, format_: Format) -> None:
     with open(log, "ab") as file:
         start = file.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "privet", "server", word, str(home.path.absolute())],
+            [sys.executable, "-m", "privet", "server", *words, str(home.path.absolute())],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
