@@ -9,6 +9,7 @@ NAMES = (
     "audit_test",
     "byzantine",
     "compression",
+    "crowd",
     "deployment",
     "device",
     "dpsgd",

@@ -19,13 +19,13 @@ from flwr.serverapp import Grid
 
 from common.canonical import Json
 from common.coding import codec_for
-from common.errors import BudgetError, InputError, NetworkError
 from common.ledger import Head
 from common.wire import Arrays, RoundRequest, digest_arrays
 from server.aggregation.rules import advance, rule_for
 from server.aggregation.validate import Expected, Rejected, open_reply
 from server.central import CentralRounds, budget_used
 from server.checkpoint import ALL_ROUNDS, BUDGET_USED, NO_IMPROVEMENT, Checkpoint, CheckpointStore
+from server.endings import SPENT, check_validation, nothing_changed, too_few
 from server.events import public_code
 from server.federation.lasting import keep_heads, starting_heads
 from server.heads import close, head_json, seen_of
@@ -39,7 +39,6 @@ from server.suspension import VALID
 
 __all__ = ["RoundLoop", "RoundReport"]
 
-SPENT = frozenset({"refused-budget-exhausted", "refused-no-rounds-left"})
 LAST_WORD_SECONDS = 30.0  # that a server which is to stop waits for its clients
 _NO_ANSWER = frozenset({"silent", "late", "client-error"})
 
@@ -76,7 +75,7 @@ class RoundLoop:
         metrics: Metrics | None = None,
     ) -> None:
         self._home, self._plan, self._key = home, home.plan, home.signing_key()
-        _check_validation(home, score is not None)
+        check_validation(home, scored=score is not None)
         self._clock = clock or Clock()
         self._nodes = Nodes(home, grid, self._key, progress, self._clock)
         self._score = score
@@ -130,7 +129,7 @@ class RoundLoop:
             if self._stop():
                 self._leave()
             if first and len(nodes) < self._plan.cohort.quorum:
-                raise self._too_few(len(nodes))
+                raise too_few(len(nodes), self._state.standing, self._plan.cohort.quorum)
             if self._central and not self._central.may_go_on(self._state, incarnation):
                 self._state = replace(self._state, ended=BUDGET_USED)
                 self._store.save(self._state)
@@ -140,7 +139,7 @@ class RoundLoop:
         self._close()
         self._record.write()
         if self._state.changed == 0:
-            raise self._nothing_changed()
+            raise budget_used() if self._central else nothing_changed(self._nodes.codes)
         return self._state.model
 
     def _ended(self) -> bool:
@@ -184,7 +183,7 @@ class RoundLoop:
         suspended, cohort = self._state.standing.suspended, self._plan.cohort
         members = len(set(self._home.members) - set(suspended))
         if members < cohort.quorum and suspended:
-            raise self._too_few(members)
+            raise too_few(members, self._state.standing, self._plan.cohort.quorum)
 
         def there() -> dict[str, int]:
             present = self._nodes.present
@@ -379,51 +378,4 @@ class RoundLoop:
             entries=seen.entries,
             root=seen.root,
             signature=seen.sign(self._key),
-        )
-
-    def _too_few(self, there: int) -> NetworkError:
-        suspended = len(self._state.standing.suspended)
-        hint = "start more clients, or look into their logs for why they refused"
-        if suspended:
-            hint = f"{hint}; {suspended} are suspended: see `privet server suspended`"
-        return NetworkError(
-            f"{there} enrolled clients can be asked; a round needs {self._plan.cohort.quorum}",
-            hint=hint,
-            code="too-few-clients",
-        )
-
-    def _nothing_changed(self) -> BudgetError | NetworkError:
-        if self._central:
-            return budget_used()
-        codes = ", ".join(
-            f"{public_code(code)} x {count}" for code, count in self._nodes.codes.most_common()
-        )
-        if self._nodes.codes and set(self._nodes.codes) <= SPENT:
-            return BudgetError(
-                "every client refused: its data set's budget is spent",
-                hint="the data owners decide whether there is more",
-            )
-        return NetworkError(
-            f"no round had a quorum of valid replies ({codes or 'no answers'})",
-            hint="metrics.jsonl says for each round which client was dropped and why",
-            code="no-quorum",
-        )
-
-
-def _check_validation(home: ServerHome, scored: bool) -> None:
-    """A plan that stops early by a score needs a test set, public unless all is simulated."""
-    if home.plan.stopping is None:
-        return
-    if not scored:
-        raise InputError(
-            "the plan stops early by its score on a public test set, and there is none here",
-            hint='name one in the binding (test = "public"), or plan without [plan.stopping]',
-            code="no-validation-set",
-        )
-    if home.binding.test == "held-out" and home.seed is None:
-        raise InputError(
-            "the plan stops early, and the records held out here are private: when a run ends "
-            "would depend on them, and nothing accounts for that",
-            hint="use a public test set; held-out records are for simulations",
-            code="private-validation-set",
         )

@@ -64,6 +64,7 @@ columns = [
 [plan.cohort]
 clients = {clients}
 quorum = {quorum}
+over_selection = {over_selection}
 deadline = {deadline}
 
 [plan.optimizer]
@@ -85,12 +86,16 @@ name = "answers"
 
 @dataclass
 class Network:
-    """A federation, its clients' homes, and what was started of it."""
+    """A federation, its clients' homes, and what was started of it.
+
+    ``imports`` are directories that processes find modules in before they find ours.
+    """
 
     path: Path
     federation: Federation
     names: list[str]
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    imports: list[str] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
@@ -148,14 +153,31 @@ class Network:
         return Fleet(self.federation.address, self.key(name), enrolment.authority, ending)
 
     def create(
-        self, name: str = "run", *, rounds: int = 3, deadline: float = 30, quorum: int = 0
+        self,
+        name: str = "run",
+        *,
+        rounds: int = 3,
+        deadline: float = 30,
+        quorum: int = 0,
+        after: int = 0,
     ) -> Path:
-        """A run whose plan every owner has approved, with everybody in each round."""
+        """A run whose plan every owner has approved, and that asks everybody in each round.
+
+        Args:
+            quorum: everybody, unless it is given.
+            after: how many valid replies end a round; everybody's, unless it is given.
+        """
         file, run = self.path / f"{name}.toml", self.path / name
-        clients = len(self.federation.registry.active())
-        file.write_text(
-            PLAN.format(rounds=rounds, clients=clients, deadline=deadline, quorum=quorum or clients)
+        everybody = len(self.federation.registry.active())
+        wanted = after or everybody
+        plan = PLAN.format(
+            rounds=rounds,
+            clients=wanted,
+            over_selection=everybody - wanted,
+            deadline=deadline,
+            quorum=quorum or wanted,
         )
+        file.write_text(plan)
         replace(create_run(self.federation, run, file), seed=SEED).create()
         envelope = (run / PLAN_ENVELOPE).read_bytes()
         for client in self.federation.registry.active():
@@ -167,7 +189,11 @@ class Network:
 
     def start(self, name: str, *command: str) -> subprocess.Popen[str]:
         """Start ``privet`` with these words, under a name; its output is in a file of that name."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*self.imports, str(ROOT)]),
+            "OMP_NUM_THREADS": "1",
+        }
         with open(self.path / f"{name}.log", "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "privet", *command],

@@ -155,10 +155,10 @@ class Gate:
         self, scope: Scope, receive: Receive, send: Send, connection: Connection
     ) -> None:
         seal, node, length = self._check(scope, connection)
-        if length <= SMALL:
+        if length <= SMALL and scope["path"] != GIVE:
             await self._work(scope, receive, send, seal, node, length)
             return
-        async with node.large:
+        async with node.large:  # and a reply's parts come one after the other
             await self._work(scope, receive, send, seal, node, length)
 
     async def _work(

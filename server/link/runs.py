@@ -25,7 +25,7 @@ from server.checkpoint import CheckpointStore
 from server.federation.directory import Federation
 from server.home import ServerHome
 from server.link.place import Place
-from server.link.superlink.grid import run_on
+from server.link.superlink.run import run_on
 from server.release.ledgers import collect as collect_ledgers
 from server.release.ledgers import missing
 from server.rounds import RoundReport

@@ -21,7 +21,7 @@ from flwr.proto.fab_pb2 import Fab
 from server.app import coordinate
 from server.home import ServerHome
 from server.link.place import Place
-from server.link.superlink import grid
+from server.link.superlink import run as link_run
 from server.status import rounds, status
 from simulations.processes import Network, wait_until
 from tests.privet.test_cli import call
@@ -209,13 +209,13 @@ def test_no_bundle_is_ever_unpacked_not_even_one_that_holds_a_package_of_our_nam
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(grid, "_thin_bundle", lambda: Fab(content=content))
+    monkeypatch.setattr(link_run, "_thin_bundle", lambda: Fab(content=content))
     with Network.made(tmp_path / "network", clients=1) as network:
         network.start_link()
         network.start_clients()
         run = network.create(rounds=2)
         place = Place(network.federation)
-        with grid.run_on(place.inside(), place.secret()) as opened:
+        with link_run.run_on(place.inside(), place.secret()) as opened:
             coordinate(opened, run)
         assert status(ServerHome.read(run))["replies"]["valid"] == 2
         assert not marker.exists()

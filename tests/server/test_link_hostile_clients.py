@@ -33,7 +33,8 @@ from client.link.fleet import GIVE, Fleet, RunEnded
 from common.parcel import MOST_PARTS, pack
 from common.seal import SEAL_HEADER, Sealer
 from server.link.place import Place
-from server.link.superlink.grid import LinkGrid, run_on
+from server.link.superlink.grid import LinkGrid
+from server.link.superlink.run import run_on
 from simulations.processes import Network, wait_until
 from tests.server.test_link import admitted
 from tests.server.test_link_attacks import connected

@@ -1,41 +1,28 @@
-"""How does the coordinator use a link? A Flower run, its task and its Grid, over loopback.
+"""How does the coordinator speak with its clients over a link? Flower's Grid, on loopback.
 
-The rules: a Flower run is transport: what is trained, and how far it is, is in the run directory,
-so a new start means a new Flower run. Nothing waits for one node, and a link that is being
-restarted is waited for, for a while.
+The rules: nothing waits for one node, and a link that is being restarted is waited for, for a
+while. What comes from a node is hostile bytes: how large it becomes is added up before it is built.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import httpx
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message, remove_content_from_message
-from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.serde import message_to_proto, run_from_proto
-from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
-from flwr.proto.fab_pb2 import Fab
+from flwr.common.serde import message_to_proto
 from flwr.proto.runtime_pb2 import (
-    AcquireTaskRequest,
     PullAppMessagesRequest,
     PullAppMessagesResponse,
-    PullTaskInputRequest,
     PushAppMessagesRequest,
     PushAppMessagesResponse,
-    PushTaskOutputRequest,
-    SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TASK_TOKEN_HEADER, TaskType
-from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TASK_TOKEN_HEADER
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_id,
@@ -43,17 +30,10 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.interceptors import (
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
 from flwr.supercore.retry import RetryInvoker
 from flwr.supercore.run import Run, RunNotRunningException
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from common.errors import NetworkError
 from common.parcel import MOST_PARTS, batches, check_size, pack, unpack
 from server.link.superlink.app import HEARTBEAT_SECONDS
 from server.link.superlink.parcels import BATCH
@@ -62,27 +42,9 @@ from server.link.waking import COLLECT, LIMIT_HEADER, LINK_HEADER, SECRET_HEADER
 log = logging.getLogger("privet.link")
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its import makes it debug
 
-THIN_APP = """\
-[project]
-name = "privet-run"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "privet"
-
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-
-[tool.flwr.app.config]
-server-home = ""
-"""
 _MOST_SENT = 10_000
 _SMALL = 16 * 1024  # bytes of a part that is sent without asking whether it is there already
 _TRIES = 3
-_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _OVERHEAD = 1024 * 1024  # bytes that records and headers may take beside the values
 
 
@@ -108,7 +70,7 @@ class LinkGrid(HttpGrid):
     def __init__(self, address: str, secret: bytes, token: str, patience: float) -> None:
         self._secret = secret
         super().__init__(address, insecure=True, token=token)
-        self._retry_invoker = _patient(patience)
+        self._retry_invoker = patient(patience)
         self._sent: dict[str, Message] = {}  # not answered yet, by the id that it is asked for by
         self._again: dict[str, str] = {}  # what was sent again: its id now, and its id then
         self._link, self._restarted = "", False
@@ -117,7 +79,7 @@ class LinkGrid(HttpGrid):
 
     def _connect(self) -> None:
         super()._connect()
-        _only_there(self._client, self._secret, self._look_at)
+        only_there(self._client, self._secret, self._look_at)
 
     def _look_at(self, response: httpx.Response) -> None:
         link, now = response.headers.get(LINK_HEADER, ""), time.monotonic()
@@ -277,104 +239,7 @@ class LinkGrid(HttpGrid):
         )
 
 
-@contextlib.contextmanager
-def run_on(address: str, secret: bytes, *, patience: float = 45.0) -> Iterator[LinkGrid]:
-    """A new Flower run on a link, and its Grid; what an earlier one left behind is stopped.
-
-    Flower's runs are transport: what is trained, and how far it is, is in the run directory.
-
-    Args:
-        address: ``host:port`` of the link's loopback interface.
-        secret: the link's executor secret.
-        patience: seconds that the link may be away for, such as for a restart. Flower forgets a
-            task of whom it heard nothing for a minute.
-
-    Raises:
-        NetworkError: the link does not answer, or refuses; the run can be resumed.
-    """
-    with _refused(address):
-        with ControlHttpClient.from_server_address(
-            address, True, None, [], retry_invoker=_patient(patience)
-        ) as control:
-            _only_there(control, secret)
-            for run in control.ListRuns(ListRunsRequest()).run_dict.values():
-                if run.status.status != "finished":
-                    control.StopRun(StopRunRequest(run_id=run.run_id))
-            run_id = control.StartRun(StartRunRequest(fab=_thin_bundle())).run_id
-        grid = LinkGrid(address, secret, _claim(address, secret, run_id, patience), patience)
-        task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
-        TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
-        TaskIdentity.node_id = task.context.node_id
-        grid.set_run(run_from_proto(task.run))
-    ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(grid, ended), daemon=True)
-    heart.start()
-    status = "failed"
-    try:
-        with _refused(address):
-            yield grid
-        status = "completed"
-    finally:
-        ended.set()
-        heart.join(HEARTBEAT_SECONDS)
-        grid._retry_invoker.max_tries = 1
-        with contextlib.suppress(httpx.HTTPError, RunNotRunningException):
-            grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status))
-        grid.close()
-
-
-def _claim(address: str, secret: bytes, run_id: int, patience: float) -> str:
-    """The token of a run's task."""
-    interceptors: list[Any] = [
-        RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-        SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE}),
-    ]
-    client = RuntimeHttpClient.from_server_address(
-        address, True, None, interceptors, retry_invoker=_patient(patience)
-    )
-    with client:
-        _only_there(client, secret)
-        while True:
-            answer = client.AcquireTask(
-                AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
-            )
-            if not answer.token:
-                raise NetworkError(
-                    "the link gave another process this run's task",
-                    hint="one coordinator at a time; then resume the run",
-                    code="task-taken",
-                )
-            if answer.task.run_id == run_id:
-                return str(answer.token)
-
-
-def _beat(grid: LinkGrid, ended: threading.Event) -> None:
-    while not ended.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(httpx.HTTPError, RunNotRunningException):
-            grid._runtime_client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
-
-
-@contextlib.contextmanager
-def _refused(address: str) -> Iterator[None]:
-    try:
-        yield
-    except RunNotRunningException as error:
-        raise _lost(address, "it has ended this run") from error
-    except httpx.HTTPStatusError as error:
-        raise _lost(address, f"it answered {error.response.status_code}") from error
-    except httpx.HTTPError as error:
-        raise _lost(address, f"{type(error).__name__}") from error
-
-
-def _lost(address: str, why: str) -> NetworkError:
-    return NetworkError(
-        f"the link at {address} cannot be used: {why}",
-        hint="see that `privet server start` runs; then `privet server resume` goes on",
-        code="link-lost",
-    )
-
-
-def _patient(seconds: float) -> RetryInvoker:
+def patient(seconds: float) -> RetryInvoker:
     """Tries again while a link is being restarted; anything that it answers counts."""
 
     def gives_up(error: Exception) -> bool:
@@ -398,7 +263,7 @@ def _patient(seconds: float) -> RetryInvoker:
     )
 
 
-def _only_there(
+def only_there(
     client: Any, secret: bytes, look_at: Callable[[httpx.Response], None] = lambda _: None
 ) -> None:
     """Talk to the loopback address and to nobody else, whatever the environment's proxies say."""
@@ -410,11 +275,3 @@ def _only_there(
         headers={SECRET_HEADER: secret.hex()},
         event_hooks={"response": [look_at]},
     )
-
-
-def _thin_bundle() -> Fab:
-    """A bundle without code: Flower wants one for a run; no node fetches it."""
-    with tempfile.TemporaryDirectory(prefix="privet-") as folder:
-        (Path(folder) / "pyproject.toml").write_text(THIN_APP)
-        content = build_fab_from_disk(Path(folder))
-    return Fab(content=content)
