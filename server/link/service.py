@@ -244,7 +244,9 @@ class _Inside:
             await send(message)
 
         path, status = scope["path"], 404
-        if path.startswith(_INSIDE) or path in (SEND, COLLECT, "/health"):
+        if scope["method"] == "GET" and path == "/health":  # is it there? tells nothing else
+            status = 200
+        elif path.startswith(_INSIDE) or path in (SEND, COLLECT):
             given = dict(scope["headers"]).get(SECRET_HEADER.encode(), b"")
             if hmac.compare_digest(given, self._secret):
                 await self._app.inside(scope, receive, marked)

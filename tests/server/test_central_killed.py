@@ -24,15 +24,20 @@ def _identity() -> None:
     flower_identity()
 
 
+# Every write, or every so manieth, from the first on.
+STRIDES = [pytest.param(6, id="some"), pytest.param(1, id="all", marks=pytest.mark.figures)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", [PLAN, ADAPTIVE])
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("plan", [PLAN, ADAPTIVE], ids=["fixed", "adaptive"])
 def test_a_seeded_run_killed_at_any_write_ends_in_the_same_bits_and_is_charged_once(
-    tmp_path: Path, plan: Plan
+    tmp_path: Path, plan: Plan, stride: int
 ) -> None:
     world = World.make(tmp_path / "undisturbed", plan)
     expected, wanted = bits(world.run()), kinds(world)
     points = 0
-    for step in range(1, 500):
+    for step in range(1, 500, stride):
         world = World.make(tmp_path / str(step), plan)
         if not killed_at(step, world.run):
             break
@@ -40,16 +45,17 @@ def test_a_seeded_run_killed_at_any_write_ends_in_the_same_bits_and_is_charged_o
         again = World.make(tmp_path / str(step), plan, entries=1000)
         assert bits(again.run()) == expected, step
         assert kinds(again) == wanted, step
-    print(f"killed at every durable write: {points} of {points} ended in the same model")
-    assert points >= 60
+    print(f"killed at every {stride}. durable write: {points} of {points} ended in the same model")
+    assert points * stride >= 60
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stride", STRIDES)
 def test_with_cryptographic_noise_a_kill_between_intent_and_disclosure_forfeits_the_charge(
-    tmp_path: Path,
+    tmp_path: Path, stride: int
 ) -> None:
     forfeited = points = 0
-    for step in range(1, 500):
+    for step in range(1, 500, stride):
         world = World.make(tmp_path / str(step), PLAN, seed=None)
         if not killed_at(step, world.run):
             break
@@ -63,8 +69,8 @@ def test_with_cryptographic_noise_a_kill_between_intent_and_disclosure_forfeits_
         assert after.count("disclosure") == 3
         assert after.count("intent") == 3 + cut_off
         forfeited += cut_off
-    assert points >= 60
-    assert forfeited >= 9  # three rounds, several writes between the two entries
+    assert points * stride >= 60
+    assert forfeited * stride >= 9  # three rounds, several writes between the two entries
 
 
 def test_spare_rounds_bound_how_often_a_round_may_be_forfeited(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def killed_at_random(network: Network, name: str, generator: random.Random) -> P
     return run
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_server_that_is_killed_at_random_ends_in_the_same_bits(
     network: Network, expected: str, seed: int
 ) -> None:

@@ -452,7 +452,10 @@ def test_a_run_killed_many_times_ends_in_the_same_bits(tmp_path: Path) -> None:
     assert bits(final.model) == undisturbed
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+@pytest.mark.parametrize(
+    "name",
+    ["fedadam", *(pytest.param(n, marks=pytest.mark.figures) for n in ("fedavgm", "fedyogi"))],
+)
 def test_a_server_optimizer_killed_at_any_write_goes_on_with_its_memory(
     tmp_path: Path, name: str
 ) -> None:

@@ -90,7 +90,13 @@ def test_flower_with_ray_ends_in_the_same_bits_and_leaves_no_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ['"int8"', '"top-k"\nfraction = 0.1'], ids=["int8", "top-k"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param('"int8"', id="int8", marks=pytest.mark.figures),
+        pytest.param('"top-k"\nfraction = 0.1', id="top-k"),
+    ],
+)
 def test_coded_updates_cross_flower_and_ray_and_end_in_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
