@@ -26,7 +26,7 @@ from common.errors import TrustError
 from common.nodekey import NodePublicKey
 from common.seal import EPOCH_HEADER, SEAL_HEADER, Replays, Seal
 from server.link.listener import CONNECTION, Connection
-from server.link.waking import ACTIVATE, GIVE, TAKE, Barred, Waking
+from server.link.waking import ACTIVATE, BEAT, DEACTIVATE, GIVE, TAKE, Barred, Waking
 
 log = logging.getLogger("privet.link")
 
@@ -34,8 +34,7 @@ AFTER_HEADER = "privet-after"
 MOST_HEADERS = 16 * 1024  # bytes
 SMALL = 64 * 1024  # bytes of a body that a node may send several of at a time
 # Registering, unregistering, bundles and runs are the operator's business: not served in public.
-_FLEET = ("deactivate-node", "send-node-heartbeat")
-ROUTES = frozenset({ACTIVATE, *(f"/v1/fleet/{name}" for name in _FLEET), TAKE, GIVE})
+ROUTES = frozenset({ACTIVATE, DEACTIVATE, BEAT, TAKE, GIVE})
 
 
 @dataclass(frozen=True)

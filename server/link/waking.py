@@ -1,7 +1,7 @@
 """What is done with a request that came through a door, and when is it worth doing?
 
-The rules: whole messages go through :mod:`server.link.superlink.parcels`, everything else to
-Flower. A question that would get no answer is held until there is news, or for so long; then it is
+The rules: what a node sends goes to Flower's handlers through :mod:`server.link.superlink.parcels`,
+never to its application; the coordinator's and the operator's requests go there too. A question that would get no answer is held until there is news, or for so long; then it is
 asked, whatever this module thinks: holding can delay nothing for longer than that and hide nothing,
 and a node that waits costs one request in a while instead of ten a second.
 """
@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.parcel import frame
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from server.link.superlink.parcels import Parcels, Taken
 
 TAKE, GIVE = "/privet/v1/take", "/privet/v1/give"  # a node's
-ACTIVATE = "/v1/fleet/activate-node"
+ACTIVATE, DEACTIVATE, BEAT = (
+    f"/v1/fleet/{name}" for name in ("activate-node", "deactivate-node", "send-node-heartbeat")
+)
 SEND, COLLECT = "/privet/v1/send", "/privet/v1/collect"  # the coordinator's
 LIMIT_HEADER = "privet-limit"
 LINK_HEADER = "privet-link"  # a value of its own for each start of a link
@@ -89,10 +91,13 @@ class Waking:
             answer = await self._do(self._parcels.give, key, body)
             self._for_coordinator.tell()
             await _answer(send, answer)
-        elif path == ACTIVATE:
-            await _answer(send, await self._do(self._parcels.activate, key, body))
         else:
-            await self._app(scope, _whole(body), send)
+            work = {
+                ACTIVATE: self._parcels.activate,
+                DEACTIVATE: self._parcels.deactivate,
+                BEAT: self._parcels.beat,
+            }[path]
+            await _answer(send, await self._do(work, key, body))
 
     async def _take(self, key: bytes, body: bytes, send: Send) -> None:
         await self._for_nodes.after(self._heard.pop(key, -1), HOLD_NODES)
@@ -173,19 +178,6 @@ async def _read(receive: Receive) -> bytes:
         body += message.get("body", b"")
         if not message.get("more_body", False) or len(body) > MAX_INSIDE:
             return bytes(body)
-
-
-def _whole(body: bytes) -> Receive:
-    """A request body that is already there."""
-    given = asyncio.Event()
-
-    async def once() -> Message:
-        if given.is_set():
-            await asyncio.Event().wait()  # nothing more is coming
-        given.set()
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return once
 
 
 async def _answer(send: Send, body: bytes, status: int = 200) -> None:

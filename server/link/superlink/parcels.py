@@ -21,10 +21,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from fastapi import FastAPI
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
+    DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
     PushMessagesResponse,
 )
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.runtime_pb2 import (
     PullAppMessagesRequest,
@@ -262,6 +264,22 @@ class Parcels:
             raise Barred(401)
         self.state.deactivate_node(node)
         answer = _flower(fleet_handlers.activate_node, request, self.state)
+        return bytes(answer.SerializeToString())
+
+    @_at_once
+    def beat(self, key: bytes, body: bytes) -> bytes:
+        """A node is still there."""
+        request = _parse(SendNodeHeartbeatRequest, body)
+        self._check_node(key, request.node.node_id)
+        there = _flower(fleet_handlers.send_node_heartbeat, request, self.state)
+        return bytes(there.SerializeToString())
+
+    @_at_once
+    def deactivate(self, key: bytes, body: bytes) -> bytes:
+        """A node says that it goes."""
+        request = _parse(DeactivateNodeRequest, body)
+        self._check_node(key, request.node_id)
+        answer = _flower(fleet_handlers.deactivate_node, request, self.state)
         return bytes(answer.SerializeToString())
 
     def forget(self, keys: set[bytes]) -> None:
