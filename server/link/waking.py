@@ -1,9 +1,10 @@
 """What is done with a request that came through a door, and when is it worth doing?
 
 The rules: what a node sends goes to Flower's handlers through :mod:`server.link.superlink.parcels`,
-never to its application; the coordinator's and the operator's requests go there too. A question that would get no answer is held until there is news, or for so long; then it is
-asked, whatever this module thinks: holding can delay nothing for longer than that and hide nothing,
-and a node that waits costs one request in a while instead of ten a second.
+never to its application; the coordinator's and the operator's other requests go there. A question
+that would get no answer is held until there is news, or for so long; then it is asked, whatever
+this module thinks: holding can delay nothing for longer than that and hide nothing, and a node that
+waits costs one request in a while instead of ten a second.
 """
 
 from __future__ import annotations
