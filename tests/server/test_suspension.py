@@ -199,8 +199,9 @@ def test_when_too_many_are_suspended_the_run_says_so_and_asks_nobody(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.figures)])
 def test_a_run_with_a_suspension_killed_at_any_write_ends_in_the_same_bits(
-    tmp_path: Path,
+    tmp_path: Path, stride: int
 ) -> None:
     plan = replace(PLAN, rounds=4)
 
@@ -215,7 +216,7 @@ def test_a_run_with_a_suspension_killed_at_any_write_ends_in_the_same_bits(
     expected = bits(undisturbed.run())
     assert expected == bits(expected_model(NAMES[:2], rounds=4))
     points = same = 0
-    for step in range(1, 500):
+    for step in range(1, 500, stride):
         world = make(tmp_path / str(step))
         if not killed_at(step, world.run):
             break
@@ -229,7 +230,8 @@ def test_a_run_with_a_suspension_killed_at_any_write_ends_in_the_same_bits(
         assert sorted(set(ended)) == [1, 2, 3, 4]
         same += 1
     print(f"server killed at every durable write: {same} of {points} resumed to the same model")
-    assert same == points >= 60
+    assert same == points
+    assert points * stride >= 60
 
 
 # -- what an operator writes ---------------------------------------------------------------------
