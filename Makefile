@@ -39,8 +39,16 @@ check: $(VENV)/.dev ## Lint, types, layer rule
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes, for two cores: those tests that mostly wait for processes of their own, and the rest.
+APART := tests/server tests/deploy
+TESTS := tests
+APART_LOG := .pytest-apart.log
+
 test: check ## Run every check and test that CI runs
-	$(BIN)/python -m pytest -m 'not figures'
+	@$(BIN)/python -m pytest -m 'not figures' $(APART) > $(APART_LOG) 2>&1 & apart=$$!; \
+	trap 'kill $$apart 2>/dev/null' INT TERM; \
+	$(BIN)/python -m pytest -m 'not figures' $(TESTS) $(addprefix --ignore=,$(APART)); rest=$$?; \
+	wait $$apart; apart=$$?; cat $(APART_LOG); exit $$((rest || apart))
 
 bench: $(VENV)/.dev ## Measure speed beside the peer, as ratios
 	$(BIN)/python -m benchmarks
@@ -59,5 +67,5 @@ lock: ## Write constraints.txt anew from a fresh environment
 	rm -rf $(VENV)-lock
 
 clean: ## Remove the environment, caches and runs
-	rm -rf $(VENV) $(VENV)-lock build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(APART_LOG) $(VENV) $(VENV)-lock build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
