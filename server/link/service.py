@@ -132,7 +132,7 @@ class Link:
         async with flower.router.lifespan_context(flower):
             await self._follow(public)
             await asyncio.to_thread(give_time, flower)
-            works = [public.serve(), inside.serve(), self._watch(public)]
+            works = [public.serve(), inside.serve(), self._watch(public), waking.keep()]
             tasks = [asyncio.create_task(work) for work in works]
             gc.freeze()  # what is here by now stays: the listener's looks for garbage are short
             self._place.note(inside.port)

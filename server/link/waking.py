@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.parcel import frame
+from server.link.superlink.beats import NOTE_SECONDS
 
 if TYPE_CHECKING:
     from server.link.superlink.parcels import Parcels, Taken
+
+log = logging.getLogger("privet.link")
 
 TAKE, GIVE = "/privet/v1/take", "/privet/v1/give"  # a node's
 ACTIVATE, DEACTIVATE, BEAT = (
@@ -164,6 +168,17 @@ class Waking:
     async def _do(self, work: Any, *arguments: Any) -> Any:
         async with self._work:
             return await asyncio.to_thread(work, *arguments)
+
+    async def keep(self) -> None:
+        """Write heartbeats down from time to time, until cancelled."""
+        beats = self._parcels.beats
+        while True:
+            await asyncio.sleep(NOTE_SECONDS)
+            if beats.waiting:
+                try:
+                    await self._do(beats.write)
+                except Exception as error:  # noqa: BLE001  (a busy database: tried again)
+                    log.warning("heartbeats are not written yet: %s", type(error).__name__)
 
     def forget(self, keys: set[bytes]) -> None:
         """Drop what is known of other nodes than these."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastapi import FastAPI
+from flwr.common.constant import HEARTBEAT_MAX_INTERVAL, HEARTBEAT_MIN_INTERVAL
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -26,7 +27,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
     PushMessagesResponse,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.runtime_pb2 import (
     PullAppMessagesRequest,
@@ -44,6 +45,7 @@ from sqlalchemy.exc import OperationalError
 
 from common.errors import TrustError
 from common.parcel import MOST_BYTES, MOST_PARTS, Part, pack, unpack
+from server.link.superlink.beats import Beats
 from server.link.waking import Barred
 
 log = logging.getLogger("privet.link")
@@ -123,11 +125,12 @@ class Parcels:
     Args:
         app: the SuperLink.
 
-    ``state`` is Flower's.
+    ``state`` is Flower's, ``beats`` are its nodes' heartbeats.
     """
 
     def __init__(self, app: FastAPI) -> None:
         self.state = app.state.linkstate_factory.state()
+        self.beats = Beats(self.state)
         self._given: dict[bytes, Taken] = {}
         self._coming: dict[bytes, _Coming] = {}
         self._replies: dict[int, dict[str, _Reply]] = {}
@@ -264,26 +267,34 @@ class Parcels:
             raise Barred(401)
         self.state.deactivate_node(node)
         answer = _flower(fleet_handlers.activate_node, request, self.state)
+        self.beats.know(key, answer.node_id)
         return bytes(answer.SerializeToString())
 
-    @_at_once
     def beat(self, key: bytes, body: bytes) -> bytes:
         """A node is still there."""
         request = _parse(SendNodeHeartbeatRequest, body)
-        self._check_node(key, request.node.node_id)
-        there = _flower(fleet_handlers.send_node_heartbeat, request, self.state)
-        return bytes(there.SerializeToString())
+        node, interval = request.node.node_id, request.heartbeat_interval
+        if not HEARTBEAT_MIN_INTERVAL <= interval <= HEARTBEAT_MAX_INTERVAL:
+            raise Barred(400)
+        if not self.beats.hear(key, node, interval):
+            with self.state.session():
+                self._check_node(key, node)
+            self.beats.know(key, node)
+            self.beats.hear(key, node, interval)
+        return bytes(SendNodeHeartbeatResponse(success=True).SerializeToString())
 
     @_at_once
     def deactivate(self, key: bytes, body: bytes) -> bytes:
         """A node says that it goes."""
         request = _parse(DeactivateNodeRequest, body)
         self._check_node(key, request.node_id)
+        self.beats.forget(key)
         answer = _flower(fleet_handlers.deactivate_node, request, self.state)
         return bytes(answer.SerializeToString())
 
     def forget(self, keys: set[bytes]) -> None:
         """Drop what is kept for other nodes than these."""
+        self.beats.keep_only(keys)
         for key in set(self._coming) - keys:
             self._drop(key)
         self._given = {key: taken for key, taken in self._given.items() if key in keys}

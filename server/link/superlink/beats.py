@@ -1,0 +1,68 @@
+"""Which nodes are still there, of those that said so lately?
+
+The rule: a heartbeat of a node that is known here costs no transaction of its own. It is noted, and
+what was noted is written down together, well within the time after which Flower forgets a node: of
+two hundred nodes, forty heartbeats a second would otherwise keep the database from their messages.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+NOTE_SECONDS = 2.0  # between two writings; Flower forgets a node after twenty
+
+
+class Beats:
+    """Heartbeats that are not written down yet. Safe to call from several threads.
+
+    Args:
+        state: Flower's.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+        self._lock = threading.Lock()
+        self._nodes: dict[bytes, int] = {}
+        self._heard: dict[int, float] = {}  # by node, the interval that it keeps
+
+    def know(self, key: bytes, node: int) -> None:
+        """Flower was found to have this key's node under this number."""
+        with self._lock:
+            self._nodes[key] = node
+
+    def hear(self, key: bytes, node: int, interval: float) -> bool:
+        """Note a heartbeat; False: nothing is known of this node yet."""
+        with self._lock:
+            if self._nodes.get(key) != node:
+                return False
+            self._heard[node] = interval
+            return True
+
+    def forget(self, key: bytes) -> None:
+        """The node with this key goes; what it said before it went does not bring it back."""
+        with self._lock:
+            self._heard.pop(self._nodes.pop(key, 0), None)
+
+    def keep_only(self, keys: set[bytes]) -> None:
+        """Nobody else is a node any more."""
+        for key in set(self._nodes) - keys:
+            self.forget(key)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to write down."""
+        return bool(self._heard)
+
+    def write(self) -> None:
+        """Tell Flower of everybody who was heard since the last time, in one transaction."""
+        with self._lock:
+            heard, self._heard = self._heard, {}
+        try:
+            with self._state.session():
+                for node, interval in heard.items():
+                    self._state.acknowledge_node_heartbeat(node, interval)
+        except BaseException:
+            with self._lock:  # the next time, unless they were heard anew
+                self._heard = {**heard, **self._heard}
+            raise

@@ -1,0 +1,122 @@
+"""Heartbeats, over Flower's own state: noted, written together, and never in another's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import NodeStatus
+from sqlalchemy.exc import OperationalError
+
+from server.link.superlink.app import admit_only, superlink_app
+from server.link.superlink.parcels import Parcels
+from server.link.waking import Barred
+from tests.server.test_superlink_contract import quiet
+
+KEYS = (b"one", b"two")
+pytestmark = quiet
+
+
+@pytest.fixture
+def parcels(tmp_path: Path) -> Parcels:
+    app = superlink_app(tmp_path / "state.db", b"s" * 32)
+    admit_only(app, {key: key.decode() for key in KEYS})
+    return Parcels(app)
+
+
+def node(parcels: Parcels, key: bytes) -> int:
+    number = parcels.state.get_node_id_by_public_key(key)
+    assert number is not None
+    return number
+
+
+def activate(parcels: Parcels, key: bytes) -> None:
+    request = ActivateNodeRequest(public_key=key, heartbeat_interval=10)
+    parcels.activate(key, request.SerializeToString())
+
+
+def beat(number: int, interval: float = 10) -> bytes:
+    return SendNodeHeartbeatRequest(
+        node=Node(node_id=number), heartbeat_interval=interval
+    ).SerializeToString()
+
+
+def online(parcels: Parcels) -> dict[int, float]:
+    found: Any = parcels.state.get_node_info(statuses=[NodeStatus.ONLINE])
+    return {info.node_id: info.online_until for info in found}
+
+
+def test_what_is_heard_is_written_together_and_keeps_nodes_there(parcels: Parcels) -> None:
+    for key in KEYS:
+        activate(parcels, key)
+    before = online(parcels)
+    for key in KEYS:
+        answer = parcels.beat(key, beat(node(parcels, key)))
+        assert SendNodeHeartbeatResponse.FromString(answer).success
+    assert online(parcels) == before  # nothing is written yet
+    assert parcels.beats.waiting
+    parcels.beats.write()
+    assert not parcels.beats.waiting
+    after = online(parcels)
+    assert all(after[number] > before[number] for number in before)
+
+
+def test_a_link_that_was_restarted_takes_the_heartbeats_of_nodes_that_it_knew(
+    parcels: Parcels, tmp_path: Path
+) -> None:
+    activate(parcels, KEYS[0])
+    again = Parcels(superlink_app(tmp_path / "state.db", b"s" * 32))
+    again.beat(KEYS[0], beat(node(again, KEYS[0])))
+    assert again.beats.waiting
+
+
+def test_nobody_beats_in_anothers_name_or_with_an_interval_that_flower_refuses(
+    parcels: Parcels,
+) -> None:
+    for key in KEYS:
+        activate(parcels, key)
+    one, two = (node(parcels, key) for key in KEYS)
+    for body, status in ((beat(two), 401), (beat(one, 9), 400), (beat(one, 1e6), 400)):
+        with pytest.raises(Barred) as caught:
+            parcels.beat(KEYS[0], body)
+        assert caught.value.status == status
+    assert not parcels.beats.waiting
+
+
+def test_a_node_that_went_is_not_brought_back_by_what_it_said_before(parcels: Parcels) -> None:
+    activate(parcels, KEYS[0])
+    number = node(parcels, KEYS[0])
+    parcels.beat(KEYS[0], beat(number))
+    parcels.deactivate(KEYS[0], DeactivateNodeRequest(node_id=number).SerializeToString())
+    parcels.beats.write()
+    assert number not in online(parcels)
+
+
+def test_a_node_that_was_revoked_is_forgotten(parcels: Parcels) -> None:
+    activate(parcels, KEYS[0])
+    parcels.beat(KEYS[0], beat(node(parcels, KEYS[0])))
+    parcels.forget({KEYS[1]})
+    assert not parcels.beats.waiting
+
+
+def test_what_could_not_be_written_is_written_the_next_time(
+    parcels: Parcels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activate(parcels, KEYS[0])
+    number = node(parcels, KEYS[0])
+    before = online(parcels)[number]
+    parcels.beat(KEYS[0], beat(number))
+
+    def busy(*_: object) -> None:
+        raise OperationalError("database is locked", None, Exception())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parcels.state, "acknowledge_node_heartbeat", busy)
+        with pytest.raises(OperationalError):
+            parcels.beats.write()
+    parcels.beats.write()
+    assert online(parcels)[number] > before
