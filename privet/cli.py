@@ -23,7 +23,9 @@ from privet.commands import (
     link,
     plan,
     publishing,
+    release,
     server,
+    shrinking,
 )
 from privet.commands.options import FormatOption, QuietOption
 from privet.commands.simulate import simulate
@@ -45,7 +47,14 @@ app.add_typer(client.app, name="client")
 app.add_typer(device.app, name="device")
 app.add_typer(server.app, name="server")
 app.add_typer(federation.approver_app, name="approver")
-_ = joining, doctor, link, publishing  # these add their commands to those of client and server
+app.add_typer(release.app, name="release")
+_ = (
+    joining,
+    doctor,
+    link,
+    publishing,
+    shrinking,
+)  # these add their commands to those of client and server
 
 
 def main() -> None:

@@ -8,35 +8,38 @@ What is published is assembled from what both signed, on either side, to the sam
 
     PROPOSAL/  bundle/  the plan, the statement with one signature, ledgers and heads
                model.safetensors, model.onnx, known-answers.json
+               parents/SHA256.onnx, of a model that was made smaller
                root.json, before the first release; proposal.json, written last
     APPROVAL/  statement.dsse.json, targets.json, root.json; with the approver's signatures
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from audit.recompute import recompute
 from audit.verify import Verdict, check
 from common import durable
 from common.bundle import Bundle, Trust
-from common.canonical import CanonicalError, decode, encode
+from common.canonical import CanonicalError, decode, digest, encode
 from common.config import Table
+from common.data.schema import Schema
 from common.errors import InputError, TrustError
-from common.inference import KnownAnswers
+from common.inference import KnownAnswers, Session
 from common.keys import PublicKey, SigningKey
+from common.lineage import MOST_STEPS, SYNTHETIC
+from common.lineage import read as read_lineage
 from common.models.networks import load_parameters
-from common.models.preprocess import ServingModel
 from common.models.registry import build
+from common.plan import Plan
 from common.statement import Envelope
 from common.wire import unpack_arrays
-from privet.releasing import Ledgers, artifacts_of, propose
+from privet.releasing import Ledgers, artifacts_of, exported, propose
 from server.central.books import open_books
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.federation.directory import Federation
@@ -54,8 +57,12 @@ from server.release.release import (
     subjects,
 )
 from server.release.repository import Repository, Roles
+from server.release.smaller.compare import Rule
+from server.release.smaller.data import Tuning, synthetic
+from server.release.smaller.shrink import Shrunk, measured_again
 from simulations.population import APPROVER
 
+Records = Callable[[Schema], Tuning | None]
 SCHEMA_VERSION = 1
 REPOSITORY = "repository"  # in a federation's directory
 PROPOSAL, ROOT, TARGETS, BUNDLE, TRUST = (
@@ -65,6 +72,7 @@ PROPOSAL, ROOT, TARGETS, BUNDLE, TRUST = (
     "bundle",
     "trust.json",
 )
+PARENTS = "parents"
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Proposal:
         bundle: with one signature on its statement.
         weights, model, answers: the files, as they are released.
         root: root metadata to sign; None: the repository is there.
+        parents: what the model was made from, step by step, by SHA-256.
     """
 
     version: int
@@ -86,6 +95,7 @@ class Proposal:
     model: bytes
     answers: bytes
     root: bytes | None
+    parents: Mapping[str, bytes] = field(default_factory=dict)
 
     def release(self, verdict: Verdict, statement: bytes) -> Release:
         """The release that these values are, under a statement that both have signed."""
@@ -108,6 +118,10 @@ class Proposal:
         files = {WEIGHTS: self.weights, MODEL: self.model, ANSWERS: self.answers}
         if self.root is not None:
             files[ROOT] = self.root
+        if self.parents:
+            files.update({f"{PARENTS}/{name}.onnx": data for name, data in self.parents.items()})
+            with durable.disk_errors(path):
+                (path / PARENTS).mkdir(exist_ok=True)
         for name, data in files.items():
             durable.replace(path / name, data)
         document = {
@@ -129,6 +143,7 @@ class Proposal:
             table = Table(decode(_read(path, PROPOSAL)), source=str(path / PROPOSAL))
             weights, model, answers = (_read(path, name) for name in (WEIGHTS, MODEL, ANSWERS))
             root = _read(path, ROOT) if (path / ROOT).exists() else None
+            parents = _parents(path / PARENTS)
         except (OSError, CanonicalError) as error:
             raise InputError(
                 f"{path} is not a proposal: {error}",
@@ -139,7 +154,7 @@ class Proposal:
         version, simulated = table.integer("version", low=1, high=2**31), table.flag("simulated")
         table.done()
         bundle = Bundle.read(path / BUNDLE)
-        return cls(version, simulated, bundle, weights, model, answers, root)
+        return cls(version, simulated, bundle, weights, model, answers, root, parents)
 
 
 @dataclass(frozen=True)
@@ -223,8 +238,16 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
         ledgers=ledgers.chains,
         heads={name: note.encode() for name, note in ledgers.heads.items()},
     )
-    answers = artifacts.answers.encode()
-    return Proposal(version, simulated, bundle, artifacts.weights, artifacts.model, answers, root)
+    return Proposal(
+        version,
+        simulated,
+        bundle,
+        artifacts.weights,
+        artifacts.model,
+        artifacts.answers.encode(),
+        root,
+        artifacts.parents,
+    )
 
 
 def _ended(home: ServerHome) -> Checkpoint:
@@ -284,15 +307,25 @@ def _simulated(ledgers: Ledgers) -> bool:
 # -- the approver recomputes, and signs ------------------------------------------------------------
 
 
-def approve(proposal: Proposal, coordinator: str, approver: SigningKey) -> tuple[Approval, Verdict]:
+def approve(
+    proposal: Proposal,
+    coordinator: str,
+    approver: SigningKey,
+    records: Records = lambda _: None,
+    rule: Rule | None = None,
+) -> tuple[Approval, Verdict]:
     """Check a proposal from end to end, then sign it.
 
     Args:
         proposal: from an untrusted directory.
         coordinator: fingerprint of the coordinator's key, got by another way.
         approver: this party's key.
+        records: gives the public records that a smaller model was made with, got by another way,
+            for the plan's schema; or None.
+        rule: what a step of its lineage may lose at most.
 
     Raises:
+        InputError: ``needs-records``: there are none, and its lineage names some.
         TrustError: something does not hold; nothing was signed.
     """
     trust = Trust(
@@ -301,7 +334,7 @@ def approve(proposal: Proposal, coordinator: str, approver: SigningKey) -> tuple
     )
     verdict = check(proposal.bundle, trust, signatures=1)
     recompute(verdict)
-    _check_model(proposal, verdict)
+    _check_model(proposal, verdict, records, rule or Rule())
     statement = Envelope.decode(proposal.bundle.statement).with_signature(approver).encode()
     files = assemble(proposal.release(verdict, statement))
     root = None
@@ -318,8 +351,9 @@ def approve(proposal: Proposal, coordinator: str, approver: SigningKey) -> tuple
     return Approval(statement, Repository.sign(draft, approver), root), verdict
 
 
-def _check_model(proposal: Proposal, verdict: Verdict) -> None:
-    """The statement is about these files, and the weights answer as the device's model has to."""
+def _check_model(proposal: Proposal, verdict: Verdict, records: Records, rule: Rule) -> None:
+    """The statement is about these files, the weights answer as the exported model does, and what
+    that was made smaller to is as good as its lineage says."""
     plan = verdict.plan
     if dict(verdict.subjects) != subjects(proposal.weights, proposal.model):
         raise TrustError("the statement is about another model than the proposal's")
@@ -334,16 +368,37 @@ def _check_model(proposal: Proposal, verdict: Verdict) -> None:
             code="unknown-model",
         ) from error
     load_parameters(model.network, unpack_arrays(proposal.weights))
-    serving = ServingModel(model, plan.schema).eval()
-    with torch.inference_mode():
-        again = KnownAnswers.make(
-            plan.schema, lambda inputs: serving(torch.from_numpy(inputs)).numpy()
-        )
+    again = exported(model, plan.schema)[1]
     said = KnownAnswers.decode(proposal.answers, plan.schema)
+    lineage = read_lineage(verdict.claims["lineage"], digest(proposal.model))
+    if set(proposal.parents) != {step.parent for step in lineage}:
+        raise TrustError("the proposal holds other files than its lineage names")
+    if lineage:
+        first = Session(proposal.parents[lineage[0].parent], plan.schema)
+        answers = first.predict(again.inputs)
+        _measure_again(Shrunk(proposal.model, said, lineage, proposal.parents), plan, records, rule)
+    else:
+        answers = said.probabilities
     if not np.array_equal(said.inputs, again.inputs) or not np.allclose(
-        said.probabilities, again.probabilities, rtol=0, atol=said.tolerance
+        answers, again.probabilities, rtol=0, atol=again.tolerance
     ):
         raise TrustError("the weights give other answers than the proposal says")
+
+
+def _measure_again(shrunk: Shrunk, plan: Plan, records: Records, rule: Rule) -> None:
+    lineage = shrunk.lineage
+    if all(step.used.kind == SYNTHETIC for step in lineage):
+        tuning: Tuning | None = synthetic(plan.schema)
+    else:
+        tuning = records(plan.schema)
+    if tuning is None:
+        raise InputError(
+            f"the model was made smaller with {lineage[0].used.name!r}, and nothing is signed that "
+            "was not measured again",
+            hint="get those records from whoever published them: --data FILE, or fashion-mnist",
+            code="needs-records",
+        )
+    measured_again(shrunk, plan.schema, tuning, rule)
 
 
 # -- the coordinator publishes ---------------------------------------------------------------------
@@ -387,6 +442,16 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
     bundle.write(run / BUNDLE)
     trust.write(run / TRUST)
     return files
+
+
+def _parents(path: Path) -> dict[str, bytes]:
+    """Model files by digest: which they ought to be is checked later."""
+    if not path.exists():
+        return {}
+    names = [file.name for file in path.iterdir()]
+    if len(names) > MOST_STEPS:
+        raise InputError(f"{path} holds more files than a lineage has steps", code="too-large")
+    return {digest(data): data for data in (_read(path, name) for name in names)}
 
 
 def _read(path: Path, name: str) -> bytes:

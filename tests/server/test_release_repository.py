@@ -211,7 +211,7 @@ def test_killed_at_any_write_of_a_publish_devices_get_the_old_or_the_new_release
     world = World.make(tmp_path)
     world.publish(FIRST)
     steps = kill_at_every_write(__name__, "publish_in_a_copy", tmp_path)
-    assert steps == 3 * (5 + 3)  # three steps for each of five targets and three metadata files
+    assert steps == 3 * (6 + 3)  # three steps for each of six targets and three metadata files
     versions = []
     for number in range(1, steps + 1):
         folder = tmp_path / f"killed-{number}"
