@@ -108,7 +108,8 @@ def _trained(steps: int) -> Model:
     for _ in range(steps):
         part = torch.randint(len(features), (64,), generator=generator)
         optimizer.zero_grad()
-        functional.cross_entropy(network(features[part]), labels[part]).backward()
+        loss = functional.cross_entropy(network(features[part]), labels[part])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return Model(nn.Identity(), network.eval())
 
