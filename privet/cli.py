@@ -23,6 +23,7 @@ from privet.commands import (
     link,
     plan,
     publishing,
+    release,
     server,
 )
 from privet.commands.options import FormatOption, QuietOption
@@ -45,6 +46,7 @@ app.add_typer(client.app, name="client")
 app.add_typer(device.app, name="device")
 app.add_typer(server.app, name="server")
 app.add_typer(federation.approver_app, name="approver")
+app.add_typer(release.app, name="release")
 _ = joining, doctor, link, publishing  # these add their commands to those of client and server
 
 

@@ -36,10 +36,9 @@ from common.models.preprocess import ServingModel
 from common.models.registry import build
 from common.statement import Envelope
 from common.wire import unpack_arrays
-from privet.releasing import Ledgers, artifacts_of, propose
-from server.central.books import open_books
+from privet.releasing import Ledgers, artifacts_of, own_ledger, propose
 from server.checkpoint import Checkpoint, CheckpointStore
-from server.federation.directory import Federation
+from server.federation.directory import Federation, federation_of
 from server.federation.founding import PLAN_ENVELOPE
 from server.heads import note_of
 from server.home import COORDINATOR, ServerHome
@@ -53,11 +52,11 @@ from server.release.release import (
     assemble,
     subjects,
 )
-from server.release.repository import Repository, Roles
+from server.release.repository import Repository
+from server.release.roots import Roles, draft_root, roles_in, sign_root
 from simulations.population import APPROVER
 
 SCHEMA_VERSION = 1
-REPOSITORY = "repository"  # in a federation's directory
 PROPOSAL, ROOT, TARGETS, BUNDLE, TRUST = (
     "proposal.json",
     "root.json",
@@ -187,18 +186,19 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
         TrustError: what the clients signed does not add up.
     """
     home = ServerHome.read(run)
-    federation = _federation(home)
+    federation = federation_of(home)
     checkpoint = _ended(home)
-    if federation.approver != approver.fingerprint:
+    coordinator, root = home.signing_key(), None
+    there = _repository(federation)
+    if _approver(federation, there) != approver.fingerprint:
         raise InputError(
-            "this is not the approver that the federation names",
-            hint="privet server approver FINGERPRINT names one",
+            "this is not the approver that is named",
+            hint="privet server approver FINGERPRINT names the first one, privet release rotate "
+            "approver the next",
             code="wrong-approver",
         )
-    coordinator = home.signing_key()
-    place, root = federation.path / REPOSITORY, None
-    if (place / "metadata").exists():
-        version = Repository(place).version + 1
+    if there is not None:
+        version = there.version + 1
     else:
         if recovery is None:
             raise InputError(
@@ -207,7 +207,7 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
                 code="no-recovery-key",
             )
         roles = Roles(coordinator.public, approver, recovery)
-        root = Repository.sign_root(Repository.draft_root(roles, datetime.now(UTC)), coordinator)
+        root = sign_root(draft_root(roles, datetime.now(UTC)), coordinator)
         version = 1
     artifacts = artifacts_of(home, checkpoint.model)
     ledgers = _ledgers(home, checkpoint, coordinator)
@@ -238,24 +238,9 @@ def _ended(home: ServerHome) -> Checkpoint:
     return checkpoint
 
 
-def _federation(home: ServerHome) -> Federation:
-    if home.federation is None:
-        raise InputError(
-            f"{home.path} is a simulated run, which was released when it ended",
-            code="not-in-a-federation",
-        )
-    return Federation.read(home.federation)
-
-
 def _ledgers(home: ServerHome, checkpoint: Checkpoint, coordinator: SigningKey) -> Ledgers:
     if home.plan.central:
-        books = open_books(home)
-        who = books.identity
-        return Ledgers(
-            {who.pseudonym: who.key.public},
-            {who.pseudonym: list(books.chain())},
-            {who.pseudonym: books.note()},
-        )
+        return own_ledger(home)
     if away := missing(home, checkpoint.heads):
         raise InputError(
             f"the ledgers of {', '.join(away)} are not here",
@@ -306,14 +291,14 @@ def approve(proposal: Proposal, coordinator: str, approver: SigningKey) -> tuple
     files = assemble(proposal.release(verdict, statement))
     root = None
     if proposal.root is not None:
-        roles = Repository.roles_in(proposal.root)
+        roles = roles_in(proposal.root)
         named = (roles.coordinator.fingerprint, roles.approver.fingerprint)
         if named != (coordinator, approver.public.fingerprint):
             raise TrustError(
                 "the repository's root names other keys than the coordinator's and yours",
                 code="wrong-root",
             )
-        root = Repository.sign_root(proposal.root, approver)
+        root = sign_root(proposal.root, approver)
     draft = Repository.draft_targets(files, proposal.version, datetime.now(UTC))
     return Approval(statement, Repository.sign(draft, approver), root), verdict
 
@@ -359,22 +344,24 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
         TrustError: the approver's signatures are missing, or are of other files. Nothing changed.
     """
     home = ServerHome.read(run)
-    federation = _federation(home)
+    federation = federation_of(home)
     coordinator = home.signing_key()
+    repository = _repository(federation)
+    approver = _approver(federation, repository)
     trust = Trust(
-        signers={COORDINATOR: coordinator.public.fingerprint, APPROVER: federation.approver},
+        signers={COORDINATOR: coordinator.public.fingerprint, APPROVER: approver},
         clients={name: key.fingerprint for name, key in proposal.bundle.clients.items()},
     )
     bundle = replace(proposal.bundle, statement=approval.statement)
     verdict = check(bundle, trust, signatures=2)
     files = assemble(proposal.release(verdict, approval.statement))
-    place, moment = federation.path / REPOSITORY, datetime.now(UTC)
+    if repository is not None:
+        coordinator = federation.release_key(roles_in(repository.root).coordinator)
     targets = Repository.sign(approval.targets, coordinator)
-    if (place / "metadata").exists():
-        repository = Repository(place)
+    if repository is not None:
         if repository.version + 1 != proposal.version:
             raise TrustError(
-                f"release {repository.version} was published since this was proposed",
+                f"version {repository.version} was published since this was proposed",
                 hint="propose the run again, and have that approved",
                 code="release-rollback",
             )
@@ -382,11 +369,36 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
         if approval.root is None:
             raise TrustError("the approver signed no root, and there is no repository")
         Repository.check_first(approval.root, targets, files)
-        repository = Repository.found(place, approval.root)
-    repository.commit(files, targets, coordinator, moment)
+        repository = Repository.found(federation.repository, approval.root)
+    repository.commit(files, targets, coordinator, datetime.now(UTC))
     bundle.write(run / BUNDLE)
     trust.write(run / TRUST)
     return files
+
+
+def _repository(federation: Federation) -> Repository | None:
+    """What this federation publishes to; None before its first release.
+
+    Raises:
+        TrustError: ``other-federation``: its root names another one's key for statements.
+    """
+    if not Repository.is_at(federation.repository):
+        return None
+    repository = Repository(federation.repository)
+    if roles_in(repository.root).speaker != federation.signing_key().public:
+        raise TrustError(
+            f"{repository.path} is another federation's: its root names another key for statements",
+            hint="privet release revoke coordinator --key hands a repository over",
+            code="other-federation",
+        )
+    return repository
+
+
+def _approver(federation: Federation, repository: Repository | None) -> str:
+    """Fingerprint of whoever approves: what a root says, which two of three signed, comes first."""
+    if repository is None:
+        return federation.approver
+    return roles_in(repository.root).approver.fingerprint
 
 
 def _read(path: Path, name: str) -> bytes:

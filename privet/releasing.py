@@ -43,7 +43,8 @@ from server.release.release import (
     privacy_predicate,
     subjects,
 )
-from server.release.repository import Repository, Roles
+from server.release.repository import Repository
+from server.release.roots import Roles
 from simulations.population import APPROVER, RECOVERY, Run
 
 
@@ -149,16 +150,9 @@ def artifacts_of(home: ServerHome, arrays: Arrays) -> Artifacts:
 def _ledgers(
     run: Run, home: ServerHome, heads: Mapping[str, Json], coordinator: SigningKey
 ) -> Ledgers:
-    """What is published of ledgers: each client's chain of this federation; with central trust the
-    coordinator's alone, which holds nothing of who took part."""
+    """What is published of ledgers: each client's chain of this federation, or one ledger alone."""
     if home.plan.central:
-        books = open_books(home)
-        who = books.identity
-        return Ledgers(
-            {who.pseudonym: who.key.public},
-            {who.pseudonym: list(books.chain())},
-            {who.pseudonym: books.note()},
-        )
+        return own_ledger(home)
     federation, members = coordinator.public.fingerprint, home.members.values()
     notes = {member.pseudonym: note_of(member, coordinator, heads) for member in members}
     return Ledgers(
@@ -168,6 +162,17 @@ def _ledgers(
             for member in members
         },
         {name: note for name, note in notes.items() if note is not None},
+    )
+
+
+def own_ledger(home: ServerHome) -> Ledgers:
+    """With central trust: the coordinator's, which holds nothing of who took part."""
+    books = open_books(home)
+    who = books.identity
+    return Ledgers(
+        {who.pseudonym: who.key.public},
+        {who.pseudonym: list(books.chain())},
+        {who.pseudonym: books.note()},
     )
 
 

@@ -22,7 +22,7 @@ from common.models.networks import parameters_of
 from common.models.registry import build
 from server.app import coordinate
 from server.checkpoint import CheckpointStore
-from server.federation.directory import Federation
+from server.federation.directory import federation_of
 from server.home import ServerHome
 from server.link.place import Place
 from server.link.superlink.run import run_on
@@ -139,13 +139,7 @@ def _work(home: ServerHome, place: Place, watcher: Watcher) -> None:
 
 
 def _place(home: ServerHome) -> Place:
-    if home.federation is None:
-        raise InputError(
-            f"{home.path} is a simulated run, and has no federation",
-            hint="privet server create makes a run of enrolled clients",
-            code="not-in-a-federation",
-        )
-    place = Place(Federation.read(home.federation))
+    place = Place(federation_of(home))
     place.inside()
     return place
 

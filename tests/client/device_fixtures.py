@@ -30,7 +30,8 @@ from common.plan import Cohort, Optimizer, Plan, Privacy
 from common.plan import Release as PlanRelease
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
 from server.release.release import Release, assemble, privacy_predicate, subjects
-from server.release.repository import Repository, Roles
+from server.release.repository import Repository
+from server.release.roots import Roles
 
 NOW = datetime(2030, 5, 17, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
