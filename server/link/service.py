@@ -5,7 +5,8 @@ the doorway for those who want to enrol, over TLS 1.3, never in the clear. Contr
 interfaces answer on the loopback address alone, and a run's task only to whoever knows the executor
 secret. What is known of nodes, runs and messages is in a SQLite file, so a killed link goes on
 where it was. Who is enrolled and which certificate is shown may change at any time, without a
-restart; a certificate that ends soon is renewed by the link itself.
+restart; a certificate that ends soon, and the timestamp of what is published for devices, are
+renewed by the link itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,9 +36,11 @@ from server.federation.authority import TLS
 from server.federation.directory import Federation
 from server.federation.doorkeeper import Doorkeeper
 from server.federation.doorway import Doorway
+from server.federation.publication import renew_if_due
 from server.link.gate import Bucket, Gate, RequestLimits
 from server.link.listener import CONNECTION, ConnectionLimits, Listener
 from server.link.place import LOOPBACK, Place
+from server.link.shelf import Shelf
 from server.link.waking import COLLECT, LINK_HEADER, SECRET_HEADER, SEND, Waking
 
 log = logging.getLogger("privet.link")
@@ -124,7 +128,8 @@ class Link:
         waking = Waking(flower, Parcels(flower))
         doorway = Doorway(Doorkeeper(self._federation))
         registry, limits = self._federation.registry, self._settings.requests
-        gate = Gate(waking, registry, KEY_HEADER, limits, doorway)
+        shelf = Shelf(self._federation.repository, Bucket)
+        gate = Gate(waking, registry, KEY_HEADER, limits, doorway, shelf)
         public, inside = self._listen(gate, _Inside(waking, LINK_HEADER, secret))
         stop = asyncio.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):
@@ -173,6 +178,11 @@ class Link:
             here = Federation.read(self._federation.path)
             if here.authority().renew(here.names):
                 log.info("the server's certificate was renewed")
+        try:
+            if renew_if_due(here, datetime.now(UTC)):
+                log.info("the repository's timestamp was renewed")
+        except PrivetError as error:  # clients are not to be kept waiting for what devices read
+            self._note(f"what is published cannot be renewed: {error}")
 
     def _version(self) -> tuple[int, ...]:
         status = (self._federation.keys / TLS).stat()
