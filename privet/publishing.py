@@ -4,18 +4,14 @@ The rule: the coordinator proposes, an approver elsewhere recomputes and signs, 
 publishes; files travel between them and no key does. The approver believes the proposal nothing
 that it can compute: every epsilon comes from the clients' signed ledgers, the model that devices
 run has to answer as the weights do, and the repository's root has to name the approver's own key.
-What is published is assembled from what both signed, on either side, to the same bytes.
-
-    PROPOSAL/  bundle/  the plan, the statement with one signature, ledgers and heads
-               model.safetensors, model.onnx, known-answers.json
-               root.json, before the first release; proposal.json, written last
-    APPROVAL/  statement.dsse.json, targets.json, root.json; with the approver's signatures
+What is published is assembled from what both signed, on either side, to the same bytes. What
+travels is in :mod:`privet.proposal`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,10 +20,7 @@ import torch
 
 from audit.recompute import recompute
 from audit.verify import Verdict, check
-from common import durable
 from common.bundle import Bundle, Trust
-from common.canonical import CanonicalError, decode, encode
-from common.config import Table
 from common.errors import InputError, TrustError
 from common.inference import KnownAnswers
 from common.keys import PublicKey, SigningKey
@@ -36,6 +29,7 @@ from common.models.preprocess import ServingModel
 from common.models.registry import build
 from common.statement import Envelope
 from common.wire import unpack_arrays
+from privet.proposal import BUNDLE, Approval, Proposal
 from privet.releasing import Ledgers, artifacts_of, own_ledger, propose
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.federation.directory import Federation, federation_of
@@ -43,131 +37,12 @@ from server.federation.founding import PLAN_ENVELOPE
 from server.heads import note_of
 from server.home import COORDINATOR, ServerHome
 from server.release.ledgers import kept, missing
-from server.release.release import (
-    ANSWERS,
-    MODEL,
-    STATEMENT,
-    WEIGHTS,
-    Release,
-    assemble,
-    subjects,
-)
+from server.release.release import assemble, subjects
 from server.release.repository import Repository
 from server.release.roots import Roles, draft_root, roles_in, sign_root
 from simulations.population import APPROVER
 
-SCHEMA_VERSION = 1
-PROPOSAL, ROOT, TARGETS, BUNDLE, TRUST = (
-    "proposal.json",
-    "root.json",
-    "targets.json",
-    "bundle",
-    "trust.json",
-)
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What a coordinator proposes, as an approver reads it from a directory.
-
-    Args:
-        version: of the release.
-        simulated: whether devices are to be told that nobody's privacy was at stake.
-        bundle: with one signature on its statement.
-        weights, model, answers: the files, as they are released.
-        root: root metadata to sign; None: the repository is there.
-    """
-
-    version: int
-    simulated: bool
-    bundle: Bundle
-    weights: bytes
-    model: bytes
-    answers: bytes
-    root: bytes | None
-
-    def release(self, verdict: Verdict, statement: bytes) -> Release:
-        """The release that these values are, under a statement that both have signed."""
-        plan = verdict.plan
-        return Release(
-            name=plan.release.name,
-            version=self.version,
-            simulated=self.simulated,
-            task=plan.task,
-            schema=plan.schema,
-            plan=plan.digest,
-            weights=self.weights,
-            model=self.model,
-            answers=KnownAnswers.decode(self.answers, plan.schema),
-            statement=statement,
-        )
-
-    def write(self, path: Path) -> None:
-        self.bundle.write(path / BUNDLE)
-        files = {WEIGHTS: self.weights, MODEL: self.model, ANSWERS: self.answers}
-        if self.root is not None:
-            files[ROOT] = self.root
-        for name, data in files.items():
-            durable.replace(path / name, data)
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "version": self.version,
-            "simulated": self.simulated,
-        }
-        durable.replace(path / PROPOSAL, encode(document))
-
-    @classmethod
-    def read(cls, path: Path) -> Proposal:
-        """Read a proposal from an untrusted directory.
-
-        Raises:
-            InputError: ``no-proposal``.
-            TrustError: the bundle or a file is malformed.
-        """
-        try:
-            table = Table(decode(_read(path, PROPOSAL)), source=str(path / PROPOSAL))
-            weights, model, answers = (_read(path, name) for name in (WEIGHTS, MODEL, ANSWERS))
-            root = _read(path, ROOT) if (path / ROOT).exists() else None
-        except (OSError, CanonicalError) as error:
-            raise InputError(
-                f"{path} is not a proposal: {error}",
-                hint="privet server propose makes one",
-                code="no-proposal",
-            ) from error
-        table.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
-        version, simulated = table.integer("version", low=1, high=2**31), table.flag("simulated")
-        table.done()
-        bundle = Bundle.read(path / BUNDLE)
-        return cls(version, simulated, bundle, weights, model, answers, root)
-
-
-@dataclass(frozen=True)
-class Approval:
-    """What an approver signed."""
-
-    statement: bytes
-    targets: bytes
-    root: bytes | None
-
-    def write(self, path: Path) -> None:
-        with durable.disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        if self.root is not None:
-            durable.replace(path / ROOT, self.root)
-        durable.replace(path / STATEMENT, self.statement)
-        durable.replace(path / TARGETS, self.targets)
-
-    @classmethod
-    def read(cls, path: Path) -> Approval:
-        try:
-            root = _read(path, ROOT) if (path / ROOT).exists() else None
-            return cls(_read(path, STATEMENT), _read(path, TARGETS), root)
-        except OSError as error:
-            raise InputError(
-                f"{path} is not an approval: {error.strerror}",
-                hint="privet approver approve makes one of a proposal",
-                code="no-approval",
-            ) from error
+TRUST = "trust.json"  # in a run's directory, beside the bundle
 
 
 # -- the coordinator proposes ----------------------------------------------------------------------
@@ -399,12 +274,3 @@ def _approver(federation: Federation, repository: Repository | None) -> str:
     if repository is None:
         return federation.approver
     return roles_in(repository.root).approver.fingerprint
-
-
-def _read(path: Path, name: str) -> bytes:
-    """A file of a carried directory, at most 1 GiB."""
-    with open(path / name, "rb") as file:
-        data = file.read(2**30 + 1)
-    if len(data) > 2**30:
-        raise InputError(f"{path / name} is larger than 1 GiB", code="too-large")
-    return data

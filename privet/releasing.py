@@ -28,6 +28,7 @@ from common.models.networks import load_parameters, parameters_of
 from common.models.preprocess import ServingModel
 from common.models.registry import build
 from common.personal import whole
+from common.plan import Plan
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
 from common.wire import Arrays, pack_arrays
 from server.central.books import open_books
@@ -115,23 +116,30 @@ def publish_run(run: Run) -> Published:
         clients={name: key.fingerprint for name, key in bundle.clients.items()},
     )
     verdict, spent, statement = _approve(bundle, trust, proposal, approver)
-    release = Release(
-        name=home.plan.release.name,
-        version=version,
-        simulated=True,
-        task=home.plan.task,
-        schema=home.plan.schema,
-        plan=home.plan.digest,
-        weights=artifacts.weights,
-        model=artifacts.model,
-        answers=artifacts.answers,
-        statement=statement,
-    )
+    release = release_of(home.plan, artifacts, version, statement, simulated=True)
     files = assemble(release)
     replace(bundle, statement=statement).write(run.path / "bundle")
     trust.write(run.path / "trust.json")
     repository.publish(files, [coordinator, approver], coordinator, moment)
     return Published(release, files, version, verdict, spent)
+
+
+def release_of(
+    plan: Plan, artifacts: Artifacts, version: int, statement: bytes, *, simulated: bool
+) -> Release:
+    """The release of a plan's model, under a statement that both parties signed."""
+    return Release(
+        name=plan.release.name,
+        version=version,
+        simulated=simulated,
+        task=plan.task,
+        schema=plan.schema,
+        plan=plan.digest,
+        weights=artifacts.weights,
+        model=artifacts.model,
+        answers=artifacts.answers,
+        statement=statement,
+    )
 
 
 def artifacts_of(home: ServerHome, arrays: Arrays) -> Artifacts:

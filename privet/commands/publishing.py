@@ -90,7 +90,7 @@ def approve(
     quiet: QuietOption = False,
 ) -> None:
     """Check a proposal from end to end, compute every epsilon anew, and sign it."""
-    from privet.publishing import Proposal
+    from privet.proposal import Proposal
     from privet.publishing import approve as work
     from server.federation.directory import approver_key
 

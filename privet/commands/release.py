@@ -120,6 +120,10 @@ def sign(
     new: Annotated[
         str, typer.Option(help="Fingerprint of the new key, got from its holder.", metavar="HEX")
     ],
+    root: Annotated[
+        Path,
+        typer.Option(help="A root of the repository, got by a way you trust.", metavar="FILE"),
+    ],
     out: OutOption,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
@@ -130,6 +134,15 @@ def sign(
 
     durable.check_free(out)
     key, found = approver_key(keys), Change.read(change)
+    try:
+        trusted = root.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {root}: {error.strerror}",
+            hint="1.root.json, as you were given it when the repository was made",
+            code="no-such-file",
+        ) from error
+    found.check_began(trusted)
     if found.new.fingerprint != new.lower():
         raise TrustError(
             f"this change brings the key {found.new.fingerprint}, not {new}",
@@ -190,7 +203,8 @@ def publish(
     quiet: QuietOption = False,
 ) -> None:
     """Publish what both have signed, in the federation's repository; bundle and trust in RUN."""
-    from privet.publishing import BUNDLE, TRUST, Approval, Proposal
+    from privet.proposal import BUNDLE, Approval, Proposal
+    from privet.publishing import TRUST
     from privet.publishing import publish as work
     from server.federation.directory import federation_of
     from server.home import ServerHome

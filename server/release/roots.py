@@ -147,6 +147,8 @@ def verified_chain(roots: Sequence[bytes]) -> list[Root]:
     Raises:
         TrustError: one is missing, or is not signed so.
     """
+    if not roots:
+        raise TrustError("there is no root", hint=RESTORE)
     chain: list[Root] = []
     for version, data in enumerate(roots, 1):
         root = parse(data, Root)

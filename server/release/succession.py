@@ -4,9 +4,11 @@ The rules: a new root is signed by two of the former keys and by two of the new 
 new key itself, which shows that somebody holds it. When a key is *rotated* its holder signs too, so
 that what is published is believed under both roots at each moment; when it is *revoked* nothing
 that it signs counts, and the two that remain do. What is published is signed anew with it, the same
-files and no other. Whoever signs reads the change as hostile.
+files and no other. Whoever signs reads the change as hostile, and brings a root of this repository
+that it trusts: a change that began elsewhere could replace the other keys too.
 
-    CHANGE/  former-root.json, root.json        the newest root, and the one that follows
+    CHANGE/  1.root.json, 2.root.json, ...      every root so far, each followed by the next
+             root.json                          the one that follows now
              former-targets.json, targets.json  what is published, and the same signed anew
              change.json                        written last
 """
@@ -38,13 +40,15 @@ from server.release.roots import (
     require,
     roles_in,
     sign,
+    verified_chain,
     who_signed,
 )
 
 SCHEMA_VERSION = 1
 CHANGE = "change.json"
 MAX_BYTES = 5_000_000  # of one file of a change: what TUF's client takes of targets metadata
-_FILES = ("former-root.json", "root.json", "former-targets.json", "targets.json")
+MAX_ROOTS = 1024
+_FILES = ("root.json", "former-targets.json", "targets.json")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Change:
     Args:
         party: ``coordinator``, ``approver`` or ``recovery``.
         revoked: the former key counts no more from now on; else its holder takes part.
-        former, root: the newest root metadata, and the next.
+        roots: every root metadata so far, from the first.
+        root: the next.
         published, targets: targets metadata as published, and the same as the next version; both
             None if nothing is published, or the recovery key changes, which signs no targets.
 
@@ -64,15 +69,14 @@ class Change:
 
     party: str
     revoked: bool
-    former: bytes
+    roots: tuple[bytes, ...]
     root: bytes
     published: bytes | None = None
     targets: bytes | None = None
 
     def __post_init__(self) -> None:
-        old, new = parse(self.former, Root), parse(self.root, Root)
-        require(old.signed, old)
-        if new.signed.version != old.signed.version + 1:
+        old, new = verified_chain(self.roots)[-1], parse(self.root, Root)
+        if new.signed.version != old.version + 1:
             raise _crooked("the new root is not the former one's next version")
         before, after = self.before, self.after
         different = [party for party in PARTIES if before.keys[party] != after.keys[party]]
@@ -83,7 +87,7 @@ class Change:
             raise _crooked("it lets another key sign statements")
         if self.revoked and self.old in after.known:
             raise _crooked("it revokes a key, and goes on naming it")
-        self._check_targets(old.signed)
+        self._check_targets(old)
 
     def _check_targets(self, old: Root) -> None:
         if self.published is None or self.targets is None:
@@ -97,6 +101,11 @@ class Change:
             or again.signed.targets != published.signed.targets
         ):
             raise _crooked("it publishes something else than what is published")
+
+    @property
+    def former(self) -> bytes:
+        """The newest root so far."""
+        return self.roots[-1]
 
     @cached_property
     def before(self) -> Roles:
@@ -124,7 +133,28 @@ class Change:
         if self.targets is None:
             return {}
         targets = parse(self.targets, Targets).signed.targets
-        return {name: str(target.hashes["sha256"]) for name, target in sorted(targets.items())}
+        return {
+            name: str(target.hashes.get("sha256", "")) for name, target in sorted(targets.items())
+        }
+
+    def check_began(self, trusted: bytes) -> None:
+        """Refuse a change of another repository than the one that this root is of.
+
+        Args:
+            trusted: any root that the signing party got by a way that it trusts.
+
+        Raises:
+            TrustError: ``another-repository``.
+        """
+        known = parse(trusted, Root).signed
+        there = self.roots[known.version - 1 :][:1] if known.version > 0 else ()
+        if not there or parse(there[0], Root).signed != known:
+            raise TrustError(
+                "this change is not of the repository that the root you trust belongs to, or is "
+                "older than that root",
+                hint="sign nothing; ask whoever drafted it, and compare 1.root.json",
+                code="another-repository",
+            )
 
     # -- signatures ------------------------------------------------------------------------------
 
@@ -156,7 +186,7 @@ class Change:
         Raises:
             TrustError: ``another-change``: it is not the same.
         """
-        if (other.party, other.revoked, other.former) != (self.party, self.revoked, self.former):
+        if (other.party, other.revoked, other.roots) != (self.party, self.revoked, self.roots):
             raise _another()
         root = _joined(parse(self.root, Root), parse(other.root, Root))
         targets = self.targets
@@ -233,8 +263,9 @@ class Change:
     def write(self, path: Path) -> None:
         with durable.disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-        data = (self.former, self.root, self.published, self.targets)
-        for name, content in zip(_FILES, data, strict=True):
+        data = {_root_file(number): root for number, root in enumerate(self.roots, 1)}
+        rest = dict(zip(_FILES, (self.root, self.published, self.targets), strict=True))
+        for name, content in (data | rest).items():
             if content is not None:
                 durable.replace(path / name, content)
         document = {
@@ -254,9 +285,12 @@ class Change:
         """
         try:
             table = Table(decode(_read(path / CHANGE)), source=str(path / CHANGE))
-            former, root = (_read(path / name) for name in _FILES[:2])
+            roots: list[bytes] = []
+            while len(roots) < MAX_ROOTS and (path / _root_file(len(roots) + 1)).exists():
+                roots.append(_read(path / _root_file(len(roots) + 1)))
+            root = _read(path / _FILES[0])
             published, targets = (
-                _read(path / name) if (path / name).exists() else None for name in _FILES[2:]
+                _read(path / name) if (path / name).exists() else None for name in _FILES[1:]
             )
         except (OSError, CanonicalError) as error:
             raise InputError(
@@ -267,7 +301,7 @@ class Change:
         table.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
         party, revoked = table.text("party", choices=PARTIES), table.flag("revoked")
         table.done()
-        return cls(party, revoked, former, root, published, targets)
+        return cls(party, revoked, tuple(roots), root, published, targets)
 
 
 def draft(
@@ -291,8 +325,8 @@ def draft(
         InputError: the new key is one that the repository knows.
         TrustError: what is there does not verify.
     """
-    former = repository.root
-    before = roles_in(former)
+    roots = tuple(repository.roots())
+    before = roles_in(roots[-1])
     if new in before.known:
         raise InputError(
             f"{_short(new)} is a key of this repository already",
@@ -307,15 +341,14 @@ def draft(
             code="federation-key",
         )
     after = before.succeeded(party, new, speaks=speaks)
-    version = parse(former, Root).signed.version + 1
-    root = draft_root(after, now, repository.expiry, version=version)
+    root = draft_root(after, now, repository.expiry, version=len(roots) + 1)
     published = None if party == RECOVERY else repository.targets
     targets = None
     if published is not None:
         again = parse(published, Targets).signed
         again.version, again.expires = again.version + 1, now + repository.expiry.targets
         targets = Metadata(again).to_bytes()
-    return Change(party, revoked, former, root, published, targets)
+    return Change(party, revoked, roots, root, published, targets)
 
 
 def _joined(metadata: Metadata, other: Metadata) -> bytes:  # type: ignore[type-arg]
@@ -331,6 +364,10 @@ def _read(file: Path) -> bytes:
     if len(data) > MAX_BYTES:
         raise TrustError(f"{file} is larger than {MAX_BYTES} bytes", code="too-large")
     return data
+
+
+def _root_file(version: int) -> str:
+    return f"{version}.root.json"
 
 
 def _short(key: PublicKey) -> str:

@@ -16,7 +16,8 @@ from client.home import HOME_VARIABLE, Home
 from common.bundle import Bundle
 from common.inference import KnownAnswers
 from common.keys import KeyDirectory, PublicKey
-from privet.publishing import Proposal, make_proposal
+from privet.proposal import Proposal
+from privet.publishing import make_proposal
 from server.app import coordinate
 from server.checkpoint import CheckpointStore
 from server.home import ServerHome
@@ -175,6 +176,7 @@ def test_after_a_rotation_the_new_approver_releases_and_what_was_proposed_before
     for name in ("approver", "second"):
         copies.append(parties.path(f"change-{name}"))
         words = ("--keys", parties.path(name), "--new", new.fingerprint, "--out", copies[-1])
+        words = (*words, "--root", approval / "root.json")  # the one that this approver signed
         assert call(capsys, "release", "sign", change, *words)[0] == 0
     assert call(capsys, "release", "commit", where, *copies)[0] == 0
     before = Snapshot.of(where)

@@ -43,6 +43,7 @@ class Parties:
         coordinator = federation.signing_key()
         roles = Roles(coordinator.public, keys[0].public, keys[1].public)
         Repository.create(federation.repository, [coordinator, keys[0]], roles, NOW)
+        parties.first_root.write_bytes(parties.repository.root)
         parties.publish(1, coordinator, keys[0])
         return parties
 
@@ -51,6 +52,11 @@ class Parties:
 
     def key(self, name: str) -> PublicKey:
         return KeyDirectory(self.path / name).load("approver").public
+
+    @property
+    def first_root(self) -> Path:
+        """As each party was given it."""
+        return self.path / "1.root.json"
 
     @property
     def repository(self) -> Repository:
@@ -83,6 +89,7 @@ def sign(parties: Parties, capsys: Out, change: str, name: str, new: str) -> str
     """One party signs a copy; the copy's name."""
     out = f"{change}-{name}"
     words = ("--keys", parties.path / name, "--new", new, "--out", parties.path / out)
+    words = (*words, "--root", parties.first_root)
     code, data = call(capsys, "release", "sign", parties.path / change, *words)
     assert code == 0, data
     return out
@@ -126,7 +133,7 @@ def test_a_stolen_approver_key_is_revoked_by_the_two_that_remain(
     draft(parties, capsys, "revoke", "approver", "--key", new.text())
     code, data = call(capsys, "release", "sign", parties.path / "change", "--keys",
                       parties.path / "approver", "--new", new.fingerprint,
-                      "--out", parties.path / "thief")  # fmt: skip
+                      "--out", parties.path / "thief", "--root", parties.first_root)  # fmt: skip
     assert (code, data["code"]) == (11, "not-asked")
     copies = [sign(parties, capsys, "change", name, new.fingerprint)
               for name in ("recovery", "second")]  # fmt: skip
@@ -178,9 +185,12 @@ def test_a_federation_whose_key_was_stolen_hands_its_devices_to_another(
 def test_a_signer_who_expected_another_key_signs_nothing(parties: Parties, capsys: Out) -> None:
     new = parties.init("second").public
     draft(parties, capsys, "rotate", "approver", "--key", new.text())
-    words = ("--keys", parties.path / "approver", "--new", "0" * 64, "--out", parties.path / "out")
-    code, data = call(capsys, "release", "sign", parties.path / "change", *words)
+    words = ("--keys", parties.path / "approver", "--out", parties.path / "out")
+    change, right = parties.path / "change", ("--root", parties.first_root)
+    code, data = call(capsys, "release", "sign", change, *words, *right, "--new", "0" * 64)
     assert (code, data["code"]) == (11, "wrong-key")
+    wrong = ("--root", parties.path / "none", "--new", new.fingerprint)
+    assert call(capsys, "release", "sign", change, *words, *wrong)[1]["code"] == "no-such-file"
     assert not (parties.path / "out").exists()
 
 

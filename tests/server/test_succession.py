@@ -303,6 +303,7 @@ def test_a_change_that_does_something_else_than_it_says_is_not_read(
         replace_files(change, targets=targets.to_bytes()),
         replace_files(change, targets=b"{}"),
         replace_files(change, former=draft_root(roles, NOW)),
+        replace_files(change, former=b"{}"),
     ]
     for number, files in enumerate(crooked):
         folder = tmp_path / str(number)
@@ -314,14 +315,41 @@ def test_a_change_that_does_something_else_than_it_says_is_not_read(
     (tmp_path / "0" / "former-targets.json").unlink()
     with pytest.raises(TrustError):
         Change.read(tmp_path / "0")
+    (tmp_path / "1" / "1.root.json").unlink()
+    with pytest.raises(TrustError):
+        Change.read(tmp_path / "1")
     with pytest.raises(InputError):
         Change.read(tmp_path / "nothing")
+
+
+def test_a_thief_of_one_key_cannot_have_the_others_signed_away(
+    world: World, tmp_path: Path
+) -> None:
+    """The approver's rotation that everybody expects, drafted in a repository of the thief's own
+    making, whose other keys are the thief's: with the stolen key real devices would follow it."""
+    mine = SigningKey.from_seed(b"\x0a" * 32)
+    roles = Roles(STRANGER.public, APPROVER.public, mine.public)
+    fake = Repository.create(tmp_path / "fake", [STRANGER, mine], roles, NOW)
+    crafted = draft(fake, "approver", NEW.public, NOW)
+    crafted.signed_by(APPROVER)  # by itself nothing is wrong with it
+    genuine = draft(world.repository, "approver", NEW.public, NOW)
+    trusted = (world.home.path / "root.json").read_bytes()
+    with pytest.raises(TrustError) as caught:
+        crafted.check_began(trusted)
+    assert caught.value.code == "another-repository"
+    genuine.check_began(trusted)
+    put_in_force(world, changed(world.repository, *ROTATIONS[1]), [COORDINATOR])
+    later = draft(world.repository, "recovery", NEWER.public, NOW)
+    for root in (trusted, world.repository.root):
+        later.check_began(root)
+    with pytest.raises(TrustError):
+        genuine.check_began(world.repository.root)  # drafted before the root that is trusted
 
 
 def replace_files(
     change: Change, root: bytes = b"", targets: bytes = b"", former: bytes = b""
 ) -> dict[str, bytes]:
-    files = {"root.json": root, "targets.json": targets, "former-root.json": former}
+    files = {"root.json": root, "targets.json": targets, "1.root.json": former}
     return {name: data for name, data in files.items() if data}
 
 
@@ -335,6 +363,25 @@ def test_copies_of_different_changes_are_not_joined(world: World) -> None:
         with pytest.raises(TrustError) as caught:
             one.joined(other)
         assert caught.value.code == "another-change"
+
+
+def test_devices_recover_from_a_thief_who_counted_far_ahead(world: World) -> None:
+    """TUF 5.3.11: versions that a revoked timestamp key signed bind nobody."""
+    honest = world.path / "honest"
+    shutil.copytree(world.repository.path, honest)
+    for _ in range(20):
+        world.repository.renew(COORDINATOR, NOW)
+    assert not update(world.home, NOW).installed  # it has seen timestamp and snapshot 21
+    shutil.rmtree(world.repository.path)
+    shutil.copytree(honest, world.repository.path)
+    with pytest.raises(TrustError) as caught:
+        update(world.home, NOW)
+    assert caught.value.code == "rollback"
+    put_in_force(world, changed(world.repository, *REVOCATIONS[0], revoked=True), [NEW])
+    assert {one.version for one in world.repository.signed()} == {2}
+    assert update(world.home, NOW).version == 1
+    world.repository.publish(Recipe(version=3).files(), [NEW, APPROVER], NEW, NOW)
+    assert update(world.home, NOW).version == 3
 
 
 # -- killed --------------------------------------------------------------------------------------
