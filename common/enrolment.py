@@ -103,6 +103,15 @@ class About(_Document):
             )
         return cls.decode(_envelope(outer["about"]).verify(ABOUT_TYPE, [key])), key
 
+    @classmethod
+    def unverified(cls, data: bytes) -> About:
+        """What somebody says, for whoever knows the authority's fingerprint; it proves nothing.
+
+        Raises:
+            TrustError: ``malformed``.
+        """
+        return cls.decode(_envelope(open_document(data).get("about")).payload)
+
 
 @dataclass(frozen=True)
 class Join(_Document):

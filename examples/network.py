@@ -107,8 +107,7 @@ class Demo:
 def run(demo: Demo) -> dict[str, Any]:
     """Everybody's part, in order; what came of it."""
     began = time.monotonic()
-    port, models = free_ports(2)
-    python = (sys.executable, "-m", "privet")
+    port, python = free_port(), (sys.executable, "-m", "privet")
 
     # Three parties make their keys, and the coordinator opens its one door.
     approver = demo.privet("approver", "approver", "init", "keys")
@@ -144,24 +143,22 @@ def run(demo: Demo) -> dict[str, Any]:
     # Two parties publish: the approver computes every epsilon anew from the clinics' ledgers.
     words = ("--approver", approver["public_key"], "--recovery", third["public_key"])
     demo.privet("server", "server", "propose", "run", "--out", "proposal", *words)
-    coordinator = demo.privet("server", "server", "about", *federation)["federation"]
+    about = demo.privet("server", "server", "about", *federation)
     proposal = demo.path / "server" / "proposal"
-    words = ("--keys", "keys", "--coordinator", coordinator, "--out", "approval")
+    words = ("--keys", "keys", "--coordinator", about["federation"], "--out", "approval")
     approval = demo.privet("approver", "approver", "approve", proposal, *words)
     given = demo.path / "approver" / "approval"
-    published = demo.privet("server", "server", "publish", "run", "proposal", given)
+    published = demo.privet("server", "release", "publish", "run", "proposal", given)
 
-    # A device gets root and fingerprints by another way, the model over the network, and runs it.
+    # A device gets root and fingerprints by another way, the model from the server, and runs it.
     repository = demo.path / "server" / published["repository"]
-    serve = ("-m", "http.server", str(models), "--bind", "127.0.0.1", "--directory")
-    demo.start("server", sys.executable, *serve, str(repository))
-    wait_for(models)
     trust = demo.path / "server" / published["trust"]
     demo.privet(
         "device", "device", "init", "device",
         "--root", repository / "metadata" / "1.root.json",
         "--trust", trust,
-        "--repository", f"http://127.0.0.1:{models}",
+        "--repository", f"https://127.0.0.1:{port}/repository",
+        "--authority", about["authority"],
         "--greatest-epsilon", "2.5",
     )  # fmt: skip
     installed = demo.privet("device", "device", "update", "device")
@@ -191,23 +188,11 @@ def table(file: Path, number: int) -> None:
         writer.writerows(patient(draw)[1:] for _ in range(ROWS))
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def wait_for(port: int) -> None:
-    """Until somebody listens on a port of this machine."""
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    raise SystemExit(f"nobody listens on port {port}")
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

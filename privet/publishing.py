@@ -4,19 +4,14 @@ The rule: the coordinator proposes, an approver elsewhere recomputes and signs, 
 publishes; files travel between them and no key does. The approver believes the proposal nothing
 that it can compute: every epsilon comes from the clients' signed ledgers, the model that devices
 run has to answer as the weights do, and the repository's root has to name the approver's own key.
-What is published is assembled from what both signed, on either side, to the same bytes.
-
-    PROPOSAL/  bundle/  the plan, the statement with one signature, ledgers and heads
-               model.safetensors, model.onnx, known-answers.json
-               parents/SHA256.onnx, of a model that was made smaller
-               root.json, before the first release; proposal.json, written last
-    APPROVAL/  statement.dsse.json, targets.json, root.json; with the approver's signatures
+What is published is assembled from what both signed, on either side, to the same bytes. What
+travels is in :mod:`privet.proposal`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,166 +19,37 @@ import numpy as np
 
 from audit.recompute import recompute
 from audit.verify import Verdict, check
-from common import durable
 from common.bundle import Bundle, Trust
-from common.canonical import CanonicalError, decode, digest, encode
-from common.config import Table
+from common.canonical import digest
 from common.data.schema import Schema
 from common.errors import InputError, TrustError
 from common.inference import KnownAnswers, Session
 from common.keys import PublicKey, SigningKey
-from common.lineage import MOST_STEPS, SYNTHETIC
+from common.lineage import SYNTHETIC
 from common.lineage import read as read_lineage
 from common.models.networks import load_parameters
 from common.models.registry import build
 from common.plan import Plan
 from common.statement import Envelope
 from common.wire import unpack_arrays
-from privet.releasing import Ledgers, artifacts_of, exported, propose
-from server.central.books import open_books
+from privet.proposal import BUNDLE, Approval, Proposal
+from privet.releasing import Ledgers, artifacts_of, exported, own_ledger, propose
 from server.checkpoint import Checkpoint, CheckpointStore
-from server.federation.directory import Federation
+from server.federation.directory import Federation, federation_of
 from server.federation.founding import PLAN_ENVELOPE
 from server.heads import note_of
 from server.home import COORDINATOR, ServerHome
 from server.release.ledgers import kept, missing
-from server.release.release import (
-    ANSWERS,
-    MODEL,
-    STATEMENT,
-    WEIGHTS,
-    Release,
-    assemble,
-    subjects,
-)
-from server.release.repository import Repository, Roles
+from server.release.release import assemble, subjects
+from server.release.repository import Repository
+from server.release.roots import Roles, draft_root, roles_in, sign_root
 from server.release.smaller.compare import Rule
 from server.release.smaller.data import Tuning, synthetic
 from server.release.smaller.shrink import Shrunk, measured_again
 from simulations.population import APPROVER
 
 Records = Callable[[Schema], Tuning | None]
-SCHEMA_VERSION = 1
-REPOSITORY = "repository"  # in a federation's directory
-PROPOSAL, ROOT, TARGETS, BUNDLE, TRUST = (
-    "proposal.json",
-    "root.json",
-    "targets.json",
-    "bundle",
-    "trust.json",
-)
-PARENTS = "parents"
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What a coordinator proposes, as an approver reads it from a directory.
-
-    Args:
-        version: of the release.
-        simulated: whether devices are to be told that nobody's privacy was at stake.
-        bundle: with one signature on its statement.
-        weights, model, answers: the files, as they are released.
-        root: root metadata to sign; None: the repository is there.
-        parents: what the model was made from, step by step, by SHA-256.
-    """
-
-    version: int
-    simulated: bool
-    bundle: Bundle
-    weights: bytes
-    model: bytes
-    answers: bytes
-    root: bytes | None
-    parents: Mapping[str, bytes] = field(default_factory=dict)
-
-    def release(self, verdict: Verdict, statement: bytes) -> Release:
-        """The release that these values are, under a statement that both have signed."""
-        plan = verdict.plan
-        return Release(
-            name=plan.release.name,
-            version=self.version,
-            simulated=self.simulated,
-            task=plan.task,
-            schema=plan.schema,
-            plan=plan.digest,
-            weights=self.weights,
-            model=self.model,
-            answers=KnownAnswers.decode(self.answers, plan.schema),
-            statement=statement,
-        )
-
-    def write(self, path: Path) -> None:
-        self.bundle.write(path / BUNDLE)
-        files = {WEIGHTS: self.weights, MODEL: self.model, ANSWERS: self.answers}
-        if self.root is not None:
-            files[ROOT] = self.root
-        if self.parents:
-            files.update({f"{PARENTS}/{name}.onnx": data for name, data in self.parents.items()})
-            with durable.disk_errors(path):
-                (path / PARENTS).mkdir(exist_ok=True)
-        for name, data in files.items():
-            durable.replace(path / name, data)
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "version": self.version,
-            "simulated": self.simulated,
-        }
-        durable.replace(path / PROPOSAL, encode(document))
-
-    @classmethod
-    def read(cls, path: Path) -> Proposal:
-        """Read a proposal from an untrusted directory.
-
-        Raises:
-            InputError: ``no-proposal``.
-            TrustError: the bundle or a file is malformed.
-        """
-        try:
-            table = Table(decode(_read(path, PROPOSAL)), source=str(path / PROPOSAL))
-            weights, model, answers = (_read(path, name) for name in (WEIGHTS, MODEL, ANSWERS))
-            root = _read(path, ROOT) if (path / ROOT).exists() else None
-            parents = _parents(path / PARENTS)
-        except (OSError, CanonicalError) as error:
-            raise InputError(
-                f"{path} is not a proposal: {error}",
-                hint="privet server propose makes one",
-                code="no-proposal",
-            ) from error
-        table.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
-        version, simulated = table.integer("version", low=1, high=2**31), table.flag("simulated")
-        table.done()
-        bundle = Bundle.read(path / BUNDLE)
-        return cls(version, simulated, bundle, weights, model, answers, root, parents)
-
-
-@dataclass(frozen=True)
-class Approval:
-    """What an approver signed."""
-
-    statement: bytes
-    targets: bytes
-    root: bytes | None
-
-    def write(self, path: Path) -> None:
-        with durable.disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        if self.root is not None:
-            durable.replace(path / ROOT, self.root)
-        durable.replace(path / STATEMENT, self.statement)
-        durable.replace(path / TARGETS, self.targets)
-
-    @classmethod
-    def read(cls, path: Path) -> Approval:
-        try:
-            root = _read(path, ROOT) if (path / ROOT).exists() else None
-            return cls(_read(path, STATEMENT), _read(path, TARGETS), root)
-        except OSError as error:
-            raise InputError(
-                f"{path} is not an approval: {error.strerror}",
-                hint="privet approver approve makes one of a proposal",
-                code="no-approval",
-            ) from error
+TRUST = "trust.json"  # in a run's directory, beside the bundle
 
 
 # -- the coordinator proposes ----------------------------------------------------------------------
@@ -202,18 +68,19 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
         TrustError: what the clients signed does not add up.
     """
     home = ServerHome.read(run)
-    federation = Federation.read(home.deployed())
+    federation = federation_of(home)
     checkpoint = _ended(home)
-    if federation.approver != approver.fingerprint:
+    coordinator, root = home.signing_key(), None
+    there = _repository(federation)
+    if _approver(federation, there) != approver.fingerprint:
         raise InputError(
-            "this is not the approver that the federation names",
-            hint="privet server approver FINGERPRINT names one",
+            "this is not the approver that is named",
+            hint="privet server approver FINGERPRINT names the first one, privet release rotate "
+            "approver the next",
             code="wrong-approver",
         )
-    coordinator = home.signing_key()
-    place, root = federation.path / REPOSITORY, None
-    if (place / "metadata").exists():
-        version = Repository(place).version + 1
+    if there is not None:
+        version = there.version + 1
     else:
         if recovery is None:
             raise InputError(
@@ -222,7 +89,7 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
                 code="no-recovery-key",
             )
         roles = Roles(coordinator.public, approver, recovery)
-        root = Repository.sign_root(Repository.draft_root(roles, datetime.now(UTC)), coordinator)
+        root = sign_root(draft_root(roles, datetime.now(UTC)), coordinator)
         version = 1
     artifacts = artifacts_of(home, checkpoint.model)
     ledgers = _ledgers(home, checkpoint, coordinator)
@@ -263,13 +130,7 @@ def _ended(home: ServerHome) -> Checkpoint:
 
 def _ledgers(home: ServerHome, checkpoint: Checkpoint, coordinator: SigningKey) -> Ledgers:
     if home.plan.central:
-        books = open_books(home)
-        who = books.identity
-        return Ledgers(
-            {who.pseudonym: who.key.public},
-            {who.pseudonym: list(books.chain())},
-            {who.pseudonym: books.note()},
-        )
+        return own_ledger(home)
     if away := missing(home, checkpoint.heads):
         raise InputError(
             f"the ledgers of {', '.join(away)} are not here",
@@ -330,14 +191,14 @@ def approve(
     files = assemble(proposal.release(verdict, statement))
     root = None
     if proposal.root is not None:
-        roles = Repository.roles_in(proposal.root)
+        roles = roles_in(proposal.root)
         named = (roles.coordinator.fingerprint, roles.approver.fingerprint)
         if named != (coordinator, approver.public.fingerprint):
             raise TrustError(
                 "the repository's root names other keys than the coordinator's and yours",
                 code="wrong-root",
             )
-        root = Repository.sign_root(proposal.root, approver)
+        root = sign_root(proposal.root, approver)
     draft = Repository.draft_targets(files, proposal.version, datetime.now(UTC))
     return Approval(statement, Repository.sign(draft, approver), root), verdict
 
@@ -405,22 +266,24 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
         TrustError: the approver's signatures are missing, or are of other files. Nothing changed.
     """
     home = ServerHome.read(run)
-    federation = Federation.read(home.deployed())
+    federation = federation_of(home)
     coordinator = home.signing_key()
+    repository = _repository(federation)
+    approver = _approver(federation, repository)
     trust = Trust(
-        signers={COORDINATOR: coordinator.public.fingerprint, APPROVER: federation.approver},
+        signers={COORDINATOR: coordinator.public.fingerprint, APPROVER: approver},
         clients={name: key.fingerprint for name, key in proposal.bundle.clients.items()},
     )
     bundle = replace(proposal.bundle, statement=approval.statement)
     verdict = check(bundle, trust, signatures=2)
     files = assemble(proposal.release(verdict, approval.statement))
-    place, moment = federation.path / REPOSITORY, datetime.now(UTC)
+    if repository is not None:
+        coordinator = federation.release_key(roles_in(repository.root).coordinator)
     targets = Repository.sign(approval.targets, coordinator)
-    if (place / "metadata").exists():
-        repository = Repository(place)
+    if repository is not None:
         if repository.version + 1 != proposal.version:
             raise TrustError(
-                f"release {repository.version} was published since this was proposed",
+                f"version {repository.version} was published since this was proposed",
                 hint="propose the run again, and have that approved",
                 code="release-rollback",
             )
@@ -428,27 +291,33 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
         if approval.root is None:
             raise TrustError("the approver signed no root, and there is no repository")
         Repository.check_first(approval.root, targets, files)
-        repository = Repository.found(place, approval.root)
-    repository.commit(files, targets, coordinator, moment)
+        repository = Repository.found(federation.repository, approval.root)
+    repository.commit(files, targets, coordinator, datetime.now(UTC))
     bundle.write(run / BUNDLE)
     trust.write(run / TRUST)
     return files
 
 
-def _parents(path: Path) -> dict[str, bytes]:
-    """Model files by digest: which they ought to be is checked later."""
-    if not path.exists():
-        return {}
-    names = [file.name for file in path.iterdir()]
-    if len(names) > MOST_STEPS:
-        raise InputError(f"{path} holds more files than a lineage has steps", code="too-large")
-    return {digest(data): data for data in (_read(path, name) for name in names)}
+def _repository(federation: Federation) -> Repository | None:
+    """What this federation publishes to; None before its first release.
+
+    Raises:
+        TrustError: ``other-federation``: its root names another one's key for statements.
+    """
+    if not Repository.is_at(federation.repository):
+        return None
+    repository = Repository(federation.repository)
+    if roles_in(repository.root).speaker != federation.signing_key().public:
+        raise TrustError(
+            f"{repository.path} is another federation's: its root names another key for statements",
+            hint="privet release revoke coordinator --key hands a repository over",
+            code="other-federation",
+        )
+    return repository
 
 
-def _read(path: Path, name: str) -> bytes:
-    """A file of a carried directory, at most 1 GiB."""
-    with open(path / name, "rb") as file:
-        data = file.read(2**30 + 1)
-    if len(data) > 2**30:
-        raise InputError(f"{path / name} is larger than 1 GiB", code="too-large")
-    return data
+def _approver(federation: Federation, repository: Repository | None) -> str:
+    """Fingerprint of whoever approves: what a root says, which two of three signed, comes first."""
+    if repository is None:
+        return federation.approver
+    return roles_in(repository.root).approver.fingerprint

@@ -31,6 +31,7 @@ from common.models.networks import load_parameters, parameters_of
 from common.models.preprocess import ServingModel
 from common.models.registry import build
 from common.personal import whole
+from common.plan import Plan
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
 from common.wire import Arrays, pack_arrays
 from server.central.books import open_books
@@ -46,7 +47,8 @@ from server.release.release import (
     privacy_predicate,
     subjects,
 )
-from server.release.repository import METADATA, Repository, Roles
+from server.release.repository import Repository
+from server.release.roots import Roles
 from server.release.smaller.shrink import SHRUNK, Shrunk
 from simulations.population import APPROVER, RECOVERY, Run
 
@@ -108,7 +110,7 @@ def publish_run(run: Run) -> Published:
     roles = Roles(coordinator.public, approver.public, recovery.public)
     moment = datetime.now(UTC)
     place = run.path / "repository"
-    if (place / METADATA).exists():
+    if Repository.is_at(place):
         repository = Repository(place)
     else:
         repository = Repository.create(place, [coordinator, approver], roles, moment)
@@ -132,23 +134,30 @@ def publish_run(run: Run) -> Published:
         clients={name: key.fingerprint for name, key in bundle.clients.items()},
     )
     verdict, spent, statement = _approve(bundle, trust, proposal, approver)
-    release = Release(
-        name=home.plan.release.name,
-        version=version,
-        simulated=True,
-        task=home.plan.task,
-        schema=home.plan.schema,
-        plan=home.plan.digest,
-        weights=artifacts.weights,
-        model=artifacts.model,
-        answers=artifacts.answers,
-        statement=statement,
-    )
+    release = release_of(home.plan, artifacts, version, statement, simulated=True)
     files = assemble(release)
     replace(bundle, statement=statement).write(run.path / "bundle")
     trust.write(run.path / "trust.json")
     repository.publish(files, [coordinator, approver], coordinator, moment)
     return Published(release, files, version, verdict, spent)
+
+
+def release_of(
+    plan: Plan, artifacts: Artifacts, version: int, statement: bytes, *, simulated: bool
+) -> Release:
+    """The release of a plan's model, under a statement that both parties signed."""
+    return Release(
+        name=plan.release.name,
+        version=version,
+        simulated=simulated,
+        task=plan.task,
+        schema=plan.schema,
+        plan=plan.digest,
+        weights=artifacts.weights,
+        model=artifacts.model,
+        answers=artifacts.answers,
+        statement=statement,
+    )
 
 
 def artifacts_of(home: ServerHome, arrays: Arrays) -> Artifacts:
@@ -194,16 +203,9 @@ def exported(model: Model, schema: Schema) -> tuple[bytes, KnownAnswers]:
 def _ledgers(
     run: Run, home: ServerHome, heads: Mapping[str, Json], coordinator: SigningKey
 ) -> Ledgers:
-    """What is published of ledgers: each client's chain of this federation; with central trust the
-    coordinator's alone, which holds nothing of who took part."""
+    """What is published of ledgers: each client's chain of this federation, or one ledger alone."""
     if home.plan.central:
-        books = open_books(home)
-        who = books.identity
-        return Ledgers(
-            {who.pseudonym: who.key.public},
-            {who.pseudonym: list(books.chain())},
-            {who.pseudonym: books.note()},
-        )
+        return own_ledger(home)
     federation, members = coordinator.public.fingerprint, home.members.values()
     notes = {member.pseudonym: note_of(member, coordinator, heads) for member in members}
     return Ledgers(
@@ -213,6 +215,17 @@ def _ledgers(
             for member in members
         },
         {name: note for name, note in notes.items() if note is not None},
+    )
+
+
+def own_ledger(home: ServerHome) -> Ledgers:
+    """With central trust: the coordinator's, which holds nothing of who took part."""
+    books = open_books(home)
+    who = books.identity
+    return Ledgers(
+        {who.pseudonym: who.key.public},
+        {who.pseudonym: list(books.chain())},
+        {who.pseudonym: books.note()},
     )
 
 

@@ -1,11 +1,12 @@
 """A device's own directory: what its owner decided, whom it trusts, and where its models lie.
 
-The rule: the policy and the root of trust are written once, at enrolment, from outside of any
-repository; an update never touches them. A key is trusted by its fingerprint in the policy, so it
-does not matter which file its bytes were found in.
+The rule: the policy and the root of trust are written at enrolment, from outside of any repository,
+and changed by their owner alone; an update never touches them. A key is trusted by its fingerprint
+in the policy, so it does not matter which file its bytes were found in.
 
     policy.json        the device owner's terms
     root.json          the TUF root that this device was enrolled with
+    authority.pem      the only authority that may vouch for the repository's address, if one is set
     tuf/               TUF metadata that verified: what this device has seen
     slots/a  slots/b   two places for a release; one is current
     current.json       which slot, and the digest of every file in it
@@ -18,7 +19,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from pathlib import Path
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
+from client.device.succession import successors
 from common import durable
 from common.canonical import CanonicalError, Json, decode_lenient, encode, number
 from common.config import Table
@@ -34,6 +36,7 @@ from common.keys import PublicKey
 
 SCHEMA_VERSION = 1
 STAGING = ".staging-"
+AUTHORITY = "authority.pem"
 GREATEST_EPSILON = 1000.0
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -51,6 +54,7 @@ class DevicePolicy:
             device's own directory.
         threshold: how many different ``signers`` a statement needs, >= 1.
         accept_simulated: also run models whose noise was repeatable or whose data were nobody's.
+        follow_root: let a root that two of three parties signed say whose key replaces a signer's.
 
     Raises:
         PlanError: a value is out of range.
@@ -62,6 +66,7 @@ class DevicePolicy:
     repository: str
     threshold: int = 2
     accept_simulated: bool = False
+    follow_root: bool = False
 
     def __post_init__(self) -> None:
         if not (0 < self.greatest_epsilon <= GREATEST_EPSILON and 0 < self.greatest_delta < 1):
@@ -97,6 +102,7 @@ class DevicePolicy:
             "repository": self.repository,
             "threshold": self.threshold,
             "accept_simulated": self.accept_simulated,
+            "follow_root": self.follow_root,
         }
 
     @classmethod
@@ -109,6 +115,7 @@ class DevicePolicy:
             repository=table.text("repository"),
             threshold=table.integer("threshold", 2, low=1, high=16),
             accept_simulated=table.flag("accept_simulated", False),
+            follow_root=table.flag("follow_root", False),
         )
         table.done()
         return policy
@@ -149,18 +156,23 @@ class DeviceHome:
             )
 
     @classmethod
-    def init(cls, path: Path, root: bytes, policy: DevicePolicy) -> DeviceHome:
+    def init(
+        cls, path: Path, root: bytes, policy: DevicePolicy, authority: bytes | None = None
+    ) -> DeviceHome:
         """Enrol a device into an empty or new directory.
 
         Args:
             root: TUF root metadata that came from somewhere else than the repository.
+            authority: certificate, PEM, of the one authority that may vouch for the repository's
+                address; None: those that this machine trusts.
 
         Raises:
             TrustError: ``root`` is not root metadata that its own keys sign.
             InputError: the directory holds something else.
         """
         _check_root(root)
-        if path.exists() and not _is_free(path, root):
+        given = {"root.json": root, **({AUTHORITY: authority} if authority else {})}
+        if path.exists() and not _is_free(path, given):
             raise InputError(
                 f"{path} is not an empty directory",
                 hint="name a new directory; a device never takes one over",
@@ -173,7 +185,8 @@ class DeviceHome:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             durable.sync_directory(path)
             durable.sync_directory(path / "slots")
-        durable.replace(path / "root.json", root)
+        for name, data in given.items():
+            durable.replace(path / name, data)
         durable.replace(path / "policy.json", policy.encode())  # last: from here on it is a device
         return cls(path)
 
@@ -198,6 +211,22 @@ class DeviceHome:
         for data in (self.root, *(file.read_bytes() for file in history)):
             found.update(dict.fromkeys(_keys_of(data)))
         return tuple(found)
+
+    def successors(self) -> dict[str, str]:
+        """Keys that took a signer's place in a root: see :mod:`client.device.succession`."""
+        roots = (file.read_bytes() for file in (self.tuf / "root_history").glob("*.root.json"))
+        return successors((self.root, *roots), self.policy.signers)
+
+    @property
+    def authority(self) -> str | None:
+        """The authority for the repository's address, PEM; None: this machine's."""
+        file = self.path / AUTHORITY
+        return file.read_text("ascii") if file.exists() else None
+
+    def set_policy(self, policy: DevicePolicy) -> None:
+        """Put other terms of the owner in force; durable."""
+        with self.lock():
+            durable.replace(self.path / "policy.json", policy.encode())
 
     def repository(self) -> str | Path:
         """Where releases come from: an address, or a directory."""
@@ -224,13 +253,13 @@ class DeviceHome:
 _FOLDERS = ("slots/a", "slots/b", "tuf/root_history", "tuf")
 
 
-def _is_free(path: Path, root: bytes) -> bool:
+def _is_free(path: Path, given: Mapping[str, bytes]) -> bool:
     """Whether ``path`` holds nothing but what a killed :meth:`DeviceHome.init` leaves behind."""
     if not path.is_dir():
         return False
     files = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
     return all(
-        file.suffix == ".tmp" or (file == path / "root.json" and file.read_bytes() == root)
+        file.suffix == ".tmp" or (file.parent == path and file.read_bytes() == given.get(file.name))
         for file in files
     )
 

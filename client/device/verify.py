@@ -12,11 +12,11 @@ and what an auditor recomputes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from client.device import weights
+from client.device import succession, weights
 from client.device.home import DevicePolicy
 from common.canonical import CanonicalError, decode, digest, encode
 from common.config import Table
@@ -24,7 +24,7 @@ from common.data.schema import Schema
 from common.errors import InputError, TrustError
 from common.inference import INPUT, OUTPUT, KnownAnswers, Session
 from common.keys import PublicKey
-from common.statement import INTOTO_TYPE, Envelope, read_privacy_statement
+from common.statement import Envelope, read_privacy_statement
 
 RELEASE_VERSION = 1
 
@@ -81,6 +81,7 @@ def verify(
     *,
     floor: int = 0,
     name: str | None = None,
+    successors: Callable[[], Mapping[str, str]] = dict,
 ) -> Candidate:
     """Check a release in full.
 
@@ -89,12 +90,14 @@ def verify(
         keys: public keys from anywhere; only those whose fingerprints the policy names count.
         floor: the least version that may be accepted.
         name: the model that this device runs; None if it has none yet.
+        successors: gives fingerprints that may count in a signer's place, each with the signer's;
+            asked only if too few of the signers themselves have signed.
 
     Raises:
         TrustError: the first thing that is wrong. Exit code 11, always.
     """
     _check_lengths(files)
-    predicate = _check_statement(files, policy, keys)
+    predicate = _check_statement(files, policy, keys, successors)
     release = _Release.read(files[RELEASE])
     _check_digests(files, release.files)
     _check_agreement(release, predicate)
@@ -216,11 +219,13 @@ def _check_lengths(files: Mapping[str, bytes]) -> None:
 
 
 def _check_statement(
-    files: Mapping[str, bytes], policy: DevicePolicy, keys: Iterable[PublicKey]
+    files: Mapping[str, bytes],
+    policy: DevicePolicy,
+    keys: Iterable[PublicKey],
+    successors: Callable[[], Mapping[str, str]],
 ) -> _Predicate:
-    chosen = [key for key in keys if key.fingerprint in policy.signers]
     envelope = Envelope.decode(files[STATEMENT])
-    payload = envelope.verify(INTOTO_TYPE, chosen, policy.threshold)
+    payload = succession.payload(envelope, policy, keys, successors)
     subjects, predicate = read_privacy_statement(payload)
     for name in (WEIGHTS, MODEL):
         if subjects.get(name) != digest(files[name]):

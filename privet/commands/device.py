@@ -10,9 +10,11 @@ import typer
 
 from privet import output
 from privet.commands.options import FormatOption, QuietOption
+from privet.commands.trusting import authority_at, trust_device
 from privet.output import Format
 
 app = typer.Typer(help="Receive signed models, or refuse them, and run them.", no_args_is_help=True)
+app.command("trust")(trust_device)
 
 DeviceArgument = Annotated[Path, typer.Argument(help="The device's directory.", metavar="DIR")]
 
@@ -30,6 +32,18 @@ def init_device(
     accept_simulated: Annotated[
         bool, typer.Option("--accept-simulated", help="Also run models made in simulations.")
     ] = False,
+    follow_root: Annotated[
+        bool,
+        typer.Option("--follow-root", help="Let two of the repository's parties replace a signer."),
+    ] = False,
+    authority: Annotated[
+        str | None,
+        typer.Option(
+            help="The only authority for https: its fingerprint, as privet server about prints "
+            "it, or its certificate's file.",
+            metavar="HEX|FILE",
+        ),
+    ] = None,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
@@ -46,8 +60,10 @@ def init_device(
         signers=tuple(Trust.read(trust).signers.values()),
         repository=repository if "://" in repository else str(Path(repository).absolute()),
         accept_simulated=accept_simulated,
+        follow_root=follow_root,
     )
-    DeviceHome.init(directory, root.read_bytes(), policy)
+    pinned = authority_at(repository, authority) if authority else None
+    DeviceHome.init(directory, root.read_bytes(), policy, pinned)
     data = {"device": str(directory), "policy": policy.json()}
     output.show(format_, data, lambda: print(f"enrolled {directory}"))
 

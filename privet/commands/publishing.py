@@ -1,6 +1,7 @@
-"""``privet server collect|propose|publish|renew`` and ``privet approver approve``: a release.
+"""``privet server collect|propose`` and ``privet approver approve``: what two parties release.
 
 The rule: two parties, two key directories, and files between them; see :mod:`privet.publishing`.
+``privet release publish`` comes last.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common import durable
-from common.errors import NetworkError, TrustError
+from common.errors import NetworkError
 from privet import output
-from privet.commands.federation import FederationOption, approver_app
+from privet.commands.federation import approver_app
 from privet.commands.options import AgreementOption, FormatOption, LossOption, QuietOption
 from privet.commands.server import RunArgument
 from privet.commands.server import app as server_app
@@ -99,7 +100,7 @@ def approve(
     quiet: QuietOption = False,
 ) -> None:
     """Check a proposal from end to end, compute every epsilon anew, and sign it."""
-    from privet.publishing import Proposal
+    from privet.proposal import Proposal
     from privet.publishing import approve as work
     from server.federation.directory import approver_key
     from server.release.smaller.compare import Rule
@@ -117,52 +118,6 @@ def approve(
     approval.write(out)
     result = {"approval": str(out), **_checked(verdict)}
     output.show(format_, result, lambda: _print_approved(result))
-
-
-@server_app.command("publish")
-def publish(
-    run: RunArgument,
-    proposal: ProposalArgument,
-    approval: Annotated[
-        Path, typer.Argument(help="As privet approver approve wrote it.", metavar="APPROVAL")
-    ],
-    format_: FormatOption = Format.text,
-    quiet: QuietOption = False,
-) -> None:
-    """Publish what both have signed, in the federation's repository; bundle and trust in RUN."""
-    from privet.publishing import BUNDLE, REPOSITORY, TRUST, Approval, Proposal
-    from privet.publishing import publish as work
-    from server.home import ServerHome
-
-    home = ServerHome.read(run)
-    files = work(run, Proposal.read(proposal), Approval.read(approval))
-    if home.federation is None:
-        raise TrustError("a simulated run")  # refused above
-    data = {
-        "repository": str(home.federation / REPOSITORY),
-        "bundle": str(run / BUNDLE),
-        "trust": str(run / TRUST),
-        "files": sorted(files),
-    }
-    output.show(format_, data, lambda: print(f"published in {data['repository']}"))
-
-
-@server_app.command("renew")
-def renew(
-    federation: FederationOption, format_: FormatOption = Format.text, quiet: QuietOption = False
-) -> None:
-    """Sign the repository's timestamp anew, so that devices go on believing the last release."""
-    from datetime import UTC, datetime
-
-    from privet.publishing import REPOSITORY
-    from server.federation.directory import Federation
-    from server.release.repository import Repository
-
-    here = Federation.read(federation)
-    repository = Repository(here.path / REPOSITORY)
-    repository.renew(here.signing_key(), datetime.now(UTC))
-    data = {"repository": str(repository.path), "version": repository.version}
-    output.show(format_, data, lambda: print(f"renewed: release {data['version']}"))
 
 
 def _checked(verdict: Verdict) -> dict[str, Any]:

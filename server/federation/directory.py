@@ -10,10 +10,12 @@ back does not bring an expired invitation back.
     registry.jsonl     who is enrolled
     invitations.json   who was invited, and until when; see server.federation.invitations
     heads.json         how far each client's ledger was seen to come; see server.heads
+    repository/        what is published for devices; see server.release.repository
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,13 +27,14 @@ from common.config import Table
 from common.enrolment import About
 from common.errors import InputError, PlanError, TrustError
 from common.invitation import Address, is_host
-from common.keys import KeyDirectory, SigningKey
+from common.keys import KeyDirectory, PublicKey, SigningKey
 from server.federation.authority import AUTHORITY, Authority
 from server.federation.registry import REGISTRY, Registry
-from server.home import COORDINATOR
+from server.home import COORDINATOR, ServerHome
 
 SCHEMA_VERSION = 1
 APPROVER = "approver"  # the name of the approver's key in a key directory of its own
+RELEASE_KEY = "release"  # in the coordinator's key directory: release-FINGERPRINT
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Federation:
     def heads(self) -> Path:
         return self.path / "heads.json"
 
+    @property
+    def repository(self) -> Path:
+        return self.path / "repository"
+
     def signing_key(self) -> SigningKey:
         """The coordinator's key.
 
@@ -70,6 +77,40 @@ class Federation:
         if keys.has(APPROVER):
             raise keys_together(self.keys)
         return keys.load(COORDINATOR)
+
+    def release_keys(self) -> list[SigningKey]:
+        """Every key here that may be the coordinator's in a repository: the federation's own, and
+        those that were made for releases alone.
+
+        Raises:
+            TrustError: ``keys-together``, or a key is open to others.
+        """
+        keys = KeyDirectory(self.keys)
+        made = sorted(file.name for file in self.keys.glob(f"{RELEASE_KEY}-*"))
+        return [self.signing_key(), *(keys.load(name) for name in made)]
+
+    def release_key(self, wanted: PublicKey) -> SigningKey:
+        """The private half of a repository's coordinator key.
+
+        Raises:
+            TrustError: ``wrong-coordinator``: it is not here.
+        """
+        for key in self.release_keys():
+            if key.public == wanted:
+                return key
+        raise TrustError(
+            f"the repository's coordinator is {wanted.fingerprint[:16]}…, whose key is not here",
+            hint="`privet release keys` shows who may sign; the key lies where it was made",
+            code="wrong-coordinator",
+        )
+
+    def make_release_key(self) -> SigningKey:
+        """A new key for releases alone; it counts once a root names it."""
+        self.signing_key()
+        secret = os.urandom(32)
+        key = SigningKey.from_seed(secret)
+        KeyDirectory(self.keys).store(f"{RELEASE_KEY}-{key.public.fingerprint[:16]}", secret)
+        return key
 
     def authority(self) -> Authority:
         return Authority(KeyDirectory(self.keys))
@@ -179,6 +220,15 @@ class Federation:
         )
         document.done()
         return federation
+
+
+def federation_of(home: ServerHome) -> Federation:
+    """The federation whose clients take part in a run.
+
+    Raises:
+        InputError: ``not-in-a-federation``: the run is a simulation.
+    """
+    return Federation.read(home.deployed())
 
 
 def approver_key(path: Path, *, make: bool = False) -> SigningKey:

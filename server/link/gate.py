@@ -1,5 +1,5 @@
-"""What gets in through the public door? A sealed request of an enrolled node, on five routes, and
-who asks to be enrolled, on three.
+"""What gets in through the public door? A sealed request of an enrolled node, on five routes; who
+asks to be enrolled, on three; and whoever reads what is published for devices.
 
 The rules: nothing is read before its header was found good, and no more than the header announced.
 Whoever sends something else learns a status and nothing besides, and its connection is closed. What
@@ -27,6 +27,7 @@ from common.parcel import GIVE, TAKE
 from common.seal import AFTER_HEADER, EPOCH_HEADER, SEAL_HEADER, Replays, Seal
 from server.bucket import Bucket
 from server.link.listener import CONNECTION, Connection
+from server.link.shelf import PREFIX
 from server.link.waking import ACTIVATE, BEAT, DEACTIVATE, Barred, Waking
 
 log = logging.getLogger("privet.link")
@@ -92,6 +93,7 @@ class Gate:
         key_header: in which Flower wants the node's public key, base64.
         limits: of one node.
         doorway: for whoever wants to enrol; has limits of its own.
+        shelf: for whoever reads what is published; has limits of its own.
     """
 
     def __init__(
@@ -101,9 +103,10 @@ class Gate:
         key_header: str,
         limits: RequestLimits | None = None,
         doorway: ASGIApp | None = None,
+        shelf: ASGIApp | None = None,
     ) -> None:
         self._app, self._registry, self._key_header = app, registry, key_header
-        self._limits, self._doorway = limits or RequestLimits(), doorway
+        self._limits, self._doorway, self._shelf = limits or RequestLimits(), doorway, shelf
         self.epoch = secrets.token_hex(16)
         self._nodes: dict[str, _Node] = {}
         self._known: Mapping[bytes, str] | None = None
@@ -122,11 +125,21 @@ class Gate:
             if self._doorway is not None and scope["path"] in PATHS:
                 await self._doorway(scope, receive, send)
                 return
+            if self._shelf is not None and scope["path"].startswith(PREFIX):
+                await self._read(self._shelf, scope, receive, send)
+                return
             await self._serve(scope, receive, send, connection)
         except (Denied, Barred) as denied:
             await _answer(send, denied.status, getattr(denied, "headers", {}))
         except Hopeless:
             connection.drop()
+
+    @staticmethod
+    async def _read(shelf: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await shelf(scope, receive, send)
+        except (OSError, TimeoutError) as error:
+            raise Hopeless from error  # it was too slow, or is gone
 
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, connection: Connection

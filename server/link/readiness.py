@@ -14,7 +14,7 @@ from pathlib import Path
 from common import durable
 from common.errors import InputError, TrustError
 from server.checkpoint import CheckpointStore
-from server.federation.directory import Federation
+from server.federation.directory import federation_of
 from server.home import ServerHome
 from server.link.place import Place
 
@@ -128,7 +128,7 @@ def _only_ours(path: Path) -> Path:
 
 
 def _place(home: ServerHome) -> Place:
-    place = Place(Federation.read(home.deployed()))
+    place = Place(federation_of(home))
     place.inside()
     return place
 

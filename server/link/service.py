@@ -5,7 +5,8 @@ the doorway for those who want to enrol, over TLS 1.3, never in the clear. Contr
 interfaces answer on the loopback address alone, and there to whom :mod:`server.link.inside` lets
 in. What is known of nodes, runs and messages is in a SQLite file, so a killed link goes on
 where it was. Who is enrolled and which certificate is shown may change at any time, without a
-restart; a certificate that ends soon is renewed by the link itself.
+restart; a certificate that ends soon, and the timestamp of what is published for devices, are
+renewed by the link itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from starlette.types import ASGIApp
 
@@ -33,12 +35,14 @@ from server.federation.authority import TLS
 from server.federation.directory import Federation
 from server.federation.doorkeeper import Doorkeeper
 from server.federation.doorway import Doorway
+from server.federation.publication import renew_if_due
 from server.home import ServerHome
 from server.link.desk import Desk, Process
 from server.link.gate import Gate, RequestLimits
 from server.link.inside import Inside
 from server.link.listener import ConnectionLimits, Listener
 from server.link.place import LOOPBACK, Place
+from server.link.shelf import Shelf
 from server.link.waking import Waking
 
 log = logging.getLogger("privet.link")
@@ -128,7 +132,8 @@ class Link:
         waking = Waking(flower, Parcels(flower))
         doorway = Doorway(Doorkeeper(self._federation))
         registry, limits = self._federation.registry, self._settings.requests
-        gate = Gate(waking, registry, KEY_HEADER, limits, doorway)
+        shelf = Shelf(self._federation.repository, Bucket)
+        gate = Gate(waking, registry, KEY_HEADER, limits, doorway, shelf)
         desk = Desk(self._place, Control(flower), waking.do, self._begin)
         within = Inside(waking, desk, secret, self._place.flower_token())
         public, inside = self._listen(gate, within)
@@ -179,6 +184,11 @@ class Link:
             here = Federation.read(self._federation.path)
             if here.authority().renew(here.names):
                 log.info("the server's certificate was renewed")
+        try:
+            if renew_if_due(here, datetime.now(UTC)):
+                log.info("the repository's timestamp was renewed")
+        except PrivetError as error:  # clients are not to be kept waiting for what devices read
+            self._note(f"what is published cannot be renewed: {error}")
 
     def _version(self) -> tuple[int, ...]:
         status = (self._federation.keys / TLS).stat()

@@ -37,7 +37,8 @@ from server.release.release import (
     privacy_predicate,
     subjects,
 )
-from server.release.repository import Repository, Roles
+from server.release.repository import Repository
+from server.release.roots import Roles
 
 NOW = datetime(2030, 5, 17, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -29,7 +29,8 @@ from client.device.runtime import Predictor
 from client.device.updater import DirectoryFetcher, Outcome, WebFetcher, update
 from common.errors import EXIT_TRUST, NetworkError, OperationError, TrustError
 from common.keys import SigningKey
-from server.release.repository import Repository, Roles
+from server.release.repository import Repository
+from server.release.roots import Roles
 from tests.client.device_fixtures import (
     APPROVER,
     COORDINATOR,
@@ -407,7 +408,7 @@ def force(world: World, targets: bytes, files: dict[str, bytes] | None = None) -
     """Publish targets metadata that the publisher's own check would refuse."""
     metadata = world.repository.path / "metadata"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.release.repository._require", lambda root, metadata: None)
+        patch.setattr("server.release.repository.require", lambda root, metadata: None)
         try:
             world.repository.commit(files or SECOND.files(), targets, COORDINATOR, NOW)
         except TrustError:  # not even readable: put it there by hand

@@ -119,7 +119,7 @@ def test_a_unit_writes_to_its_state_alone_and_works_there(unit: Path) -> None:
 
 
 def test_a_repository_is_renewed_many_times_before_devices_stop_believing_it() -> None:
-    from server.release.repository import Expiry
+    from server.release.roots import Expiry
 
     timer = read(SYSTEMD / "privet-renew.timer")
     assert (timer["Timer.OnCalendar"], timer["Timer.Persistent"]) == (["daily"], ["yes"])
@@ -227,6 +227,13 @@ def test_privet_as_may_read_what_named_groups_may(tmp_path: Path) -> None:
     alone = privet_as(tmp_path, "client", "doctor")[1]
     assert not any("SupplementaryGroups" in word for word in alone)
     assert "" not in alone
+
+
+def test_privet_as_looks_after_releases_as_the_servers_user(tmp_path: Path) -> None:
+    code, given = privet_as(tmp_path, "release", "status")
+    assert (code, given[-3:]) == (0, ["/opt/privet/bin/privet", "release", "status"])
+    assert "--property=User=privet-server" in given
+    assert "--setenv=PRIVET_FEDERATION=/var/lib/privet-server/federation" in given
 
 
 @pytest.mark.parametrize("words", [(), ("audit", "verify"), ("--help",)])

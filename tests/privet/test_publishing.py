@@ -16,12 +16,14 @@ from client.home import HOME_VARIABLE, Home
 from common.bundle import Bundle
 from common.inference import KnownAnswers
 from common.keys import KeyDirectory, PublicKey
-from privet.publishing import Proposal, make_proposal
+from privet.proposal import Proposal
+from privet.publishing import make_proposal
 from server.app import coordinate
 from server.checkpoint import CheckpointStore
 from server.home import ServerHome
 from server.release.ledgers import collect, kept, missing
 from server.release.repository import Repository
+from server.release.roots import draft_root, roles_in
 from simulations.grid import InProcessGrid
 from simulations.processes import Network
 from tests.privet.test_cli import call
@@ -118,7 +120,7 @@ def test_a_release_goes_from_the_coordinator_to_the_approver_and_back_to_a_devic
     assert code == 0
     assert data["clients"] == 3
     approval = parties.path("approval")
-    code, data = call(capsys, "server", "publish", parties.run, proposal, approval)
+    code, data = call(capsys, "release", "publish", parties.run, proposal, approval)
     assert (code, "model.onnx" in data["files"]) == (0, True)
     verify = ("audit", "verify", data["bundle"], "--trust", data["trust"])
     assert call(capsys, *verify)[0] == 0
@@ -132,8 +134,8 @@ def test_a_release_goes_from_the_coordinator_to_the_approver_and_back_to_a_devic
     assert call(capsys, "device", "update", device)[1]["version"] == 1
     # The repository is signed anew without a second party, and with nothing else in it.
     before = Repository(Path(data["repository"])).version
-    where = ("--federation", parties.network.federation.path)
-    assert call(capsys, "server", "renew", *where)[1]["version"] == before
+    where = parties.network.federation.path
+    assert call(capsys, "release", "renew", where)[1]["version"] == before
 
 
 def test_a_second_release_needs_no_new_root_and_an_old_proposal_is_refused(
@@ -142,16 +144,63 @@ def test_a_second_release_needs_no_new_root_and_an_old_proposal_is_refused(
     first = proposed(parties, capsys)
     assert approve(parties, capsys, first)[0] == 0
     approval = parties.path("approval")
-    assert call(capsys, "server", "publish", parties.run, first, approval)[0] == 0
+    assert call(capsys, "release", "publish", parties.run, first, approval)[0] == 0
     second, out = parties.path("second"), parties.path("second-approval")
     words = ("--out", second, "--approver", parties.approver)
     assert call(capsys, "server", "propose", parties.run, *words)[1]["version"] == 2
     assert not (second / "root.json").exists()
-    assert call(capsys, "server", "publish", parties.run, first, approval)[1]["code"] == (
+    assert call(capsys, "release", "publish", parties.run, first, approval)[1]["code"] == (
         "release-rollback"
     )
     assert approve(parties, capsys, second, out=out)[0] == 0
-    assert call(capsys, "server", "publish", parties.run, second, out)[0] == 0
+    assert call(capsys, "release", "publish", parties.run, second, out)[0] == 0
+
+
+def test_after_a_rotation_the_new_approver_releases_and_what_was_proposed_before_does_not(
+    parties: Parties, capsys: Out
+) -> None:
+    first = proposed(parties, capsys)
+    assert approve(parties, capsys, first)[0] == 0
+    approval = parties.path("approval")
+    assert call(capsys, "release", "publish", parties.run, first, approval)[0] == 0
+    early, late = parties.path("early"), parties.path("late")
+    old = ("--approver", parties.approver)
+    assert call(capsys, "server", "propose", parties.run, "--out", early, *old)[0] == 0
+    assert approve(parties, capsys, early, out=parties.path("early-approval"))[0] == 0
+    # Whoever approves from now on: its key, signed in by the former one and the coordinator.
+    new = KeyDirectory(parties.path("second")).create("approver").public
+    where, change = parties.network.federation.path, parties.path("change")
+    words = ("rotate", "approver", where, "--key", new.text(), "--out", change)
+    assert call(capsys, "release", *words)[0] == 0
+    copies = []
+    for name in ("approver", "second"):
+        copies.append(parties.path(f"change-{name}"))
+        words = ("--keys", parties.path(name), "--new", new.fingerprint, "--out", copies[-1])
+        words = (*words, "--root", approval / "root.json")  # the one that this approver signed
+        assert call(capsys, "release", "sign", change, *words)[0] == 0
+    assert call(capsys, "release", "commit", where, *copies)[0] == 0
+    before = Snapshot.of(where)
+    code, data = call(
+        capsys, "release", "publish", parties.run, early, parties.path("early-approval")
+    )
+    assert (code, Snapshot.of(where)) == (11, before)
+    words = ("--out", late, "--approver")
+    code, data = call(capsys, "server", "propose", parties.run, *words, parties.approver)
+    assert (code, data["code"]) == (4, "wrong-approver")
+    assert call(capsys, "server", "propose", parties.run, *words, new.text())[1]["version"] == 3
+    out, keys = parties.path("late-approval"), parties.path("second")
+    assert approve(parties, capsys, late, keys=keys, out=out)[0] == 0
+    code, data = call(capsys, "release", "publish", parties.run, late, out)
+    assert code == 0
+    assert call(capsys, "audit", "verify", data["bundle"], "--trust", data["trust"])[0] == 0
+    device = parties.path("device")
+    root = Path(data["repository"]) / "metadata" / "2.root.json"
+    code, _ = call(
+        capsys, "device", "init", device, "--root", root, "--trust", data["trust"],
+        "--repository", data["repository"], "--greatest-epsilon", "100", "--accept-simulated",
+    )  # fmt: skip
+    assert code == 0
+    assert call(capsys, "device", "update", device)[1]["version"] == 3
 
 
 def test_neither_party_publishes_alone(parties: Parties, capsys: Out, tmp_path: Path) -> None:
@@ -166,11 +215,11 @@ def test_neither_party_publishes_alone(parties: Parties, capsys: Out, tmp_path: 
         shutil.copy(good / name, forged / name)
     (forged / "statement.dsse.json").write_bytes(read.bundle.statement)
     before = Snapshot.of(parties.network.federation.path)
-    assert call(capsys, "server", "publish", parties.run, proposal, forged)[0] == 11
+    assert call(capsys, "release", "publish", parties.run, proposal, forged)[0] == 11
     (forged / "statement.dsse.json").write_bytes((good / "statement.dsse.json").read_bytes())
     draft = Repository.draft_targets({"model.onnx": b"mine"}, 1, MOMENT)
     (forged / "targets.json").write_bytes(Repository.sign(draft, mine))
-    assert call(capsys, "server", "publish", parties.run, proposal, forged)[0] == 11
+    assert call(capsys, "release", "publish", parties.run, proposal, forged)[0] == 11
     assert Snapshot.of(parties.network.federation.path) == before
 
 
@@ -206,8 +255,8 @@ def test_an_approver_signs_for_no_other_coordinator_and_under_no_other_root(
     )
     assert other.root is not None
     stranger = KeyDirectory(parties.path("stranger")).create("approver").public
-    roles = Repository.roles_in(other.root)
-    wrong = Repository.draft_root(replace(roles, approver=stranger), MOMENT)
+    roles = roles_in(other.root)
+    wrong = draft_root(replace(roles, approver=stranger), MOMENT)
     replace(other, root=wrong).write(parties.path("wrong"))
     code, data = approve(parties, capsys, parties.path("wrong"))
     assert (code, data["code"]) == (11, "wrong-root")

@@ -143,7 +143,7 @@ def test_an_approver_measures_a_smaller_model_again_on_records_of_its_own(
     assert (code, data["code"]) == (11, "other-records")
     assert not parties.path("approval").exists()
     assert approve(parties, capsys, proposal, data=records, **LOOSE)[0] == 0
-    code, data = call(capsys, "server", "publish", parties.run, proposal, parties.path("approval"))
+    code, data = call(capsys, "release", "publish", parties.run, proposal, parties.path("approval"))
     assert code == 0
     verify = ("audit", "verify", data["bundle"], "--trust", data["trust"])
     assert call(capsys, *verify)[0] == 0

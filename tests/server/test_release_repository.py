@@ -18,7 +18,8 @@ from common.errors import InputError, OperationError, TrustError
 from common.inference import KnownAnswers, Session
 from common.statement import INTOTO_TYPE, Envelope, read_privacy_statement
 from server.release.release import Release, assemble, privacy_predicate, subjects
-from server.release.repository import Expiry, Repository, Roles
+from server.release.repository import Repository
+from server.release.roots import Expiry, Roles
 from tests.client.device_fixtures import (
     APPROVER,
     COORDINATOR,
