@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from client.device.home import DeviceHome, DevicePolicy
-from common.canonical import Json
+from common.canonical import Json, decode, digest, encode
 from common.data.schema import Column, Schema
 from common.inference import KnownAnswers
 from common.keys import SigningKey
@@ -145,7 +145,8 @@ class Recipe:
     plan: Plan = PLAN
     statement_signers: tuple[SigningKey, ...] = (COORDINATOR, APPROVER)
     predicate: Mapping[str, Any] = field(default_factory=dict)
-    weights: bytes | None = None
+    weights: bytes | None = None  # instead of sound ones, as a publisher who checks nothing would
+    onnx_file: bytes | None = None
 
     @property
     def model(self) -> Linear:
@@ -154,8 +155,13 @@ class Recipe:
     def files(self) -> dict[str, bytes]:
         """A release as its publisher would assemble it."""
         model = self.model
-        onnx_bytes = model.onnx().SerializeToString()
-        weights = model.safetensors() if self.weights is None else self.weights
+        sound = {
+            "model.safetensors": model.safetensors(),
+            "model.onnx": model.onnx().SerializeToString(),
+        }
+        named = {"model.safetensors": self.weights, "model.onnx": self.onnx_file}
+        hostile = {name: data for name, data in named.items() if data is not None}
+        published = sound | hostile
         predicate = privacy_predicate(
             self.plan,
             version=self.version,
@@ -169,8 +175,11 @@ class Recipe:
             ledgers={"5e" * 16: ("ab" * 32, 12, 12)},
             clients=4,
         )
-        payload = privacy_statement(subjects(weights, onnx_bytes), {**predicate, **self.predicate})
-        return assemble(
+        payload = privacy_statement(
+            subjects(published["model.safetensors"], published["model.onnx"]),
+            {**predicate, **self.predicate},
+        )
+        files = assemble(
             Release(
                 name=self.plan.release.name,
                 version=self.version,
@@ -178,12 +187,21 @@ class Recipe:
                 task=self.plan.task,
                 schema=self.plan.schema,
                 plan=self.plan.digest,
-                weights=weights,
-                model=onnx_bytes,
+                weights=sound["model.safetensors"],
+                model=sound["model.onnx"],
                 answers=KnownAnswers.make(self.plan.schema, model.answer),
                 statement=Envelope.sign(INTOTO_TYPE, payload, self.statement_signers).encode(),
             )
         )
+        return replaced(files, hostile)
+
+
+def replaced(files: Mapping[str, bytes], changes: Mapping[str, bytes]) -> dict[str, bytes]:
+    """A release with some of its files replaced, and ``release.json`` made to fit."""
+    document = decode(files["release.json"])
+    for name, data in changes.items():
+        document["files"][name] = {"sha256": digest(data), "length": len(data)}
+    return {**files, **changes, "release.json": encode(document)}
 
 
 POLICY = DevicePolicy(
