@@ -66,6 +66,7 @@ class Predictor:
                 floor=pointer.version,
                 name=pointer.name,
                 successors=home.successors,
+                known=pointer.sealed,
             )
         )
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
-
 from common.errors import TrustError
 from common.keys import PublicKey
 from common.statement import INTOTO_TYPE, Envelope
 
 if TYPE_CHECKING:
+    from tuf.api.metadata import Root  # type: ignore[attr-defined]
+
     from client.device.home import DevicePolicy
 
 
@@ -95,6 +94,9 @@ def _parties(
 
 def _chain(roots: Iterable[bytes]) -> list[dict[str, str]]:
     """Who is in which place, root by root, as far as each follows from the one before."""
+    from tuf.api.exceptions import RepositoryError  # not where a model is only run
+    from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
+
     parsed = []
     for data in roots:
         try:

@@ -4,7 +4,8 @@ The rule: what comes back was checked in every respect, in this order, and holds
 were checked; anything else is a :class:`~common.errors.TrustError`. Files and lengths; the privacy
 statement's signatures, before it is parsed; the digests that it and ``release.json`` name; that
 both say the same; not older than what was accepted; the owner's limits on privacy; the weights'
-format; the model loads from memory; it gives the known answers. No file, clock or network is used.
+format and tensors; the model loads from memory; it gives the known answers. No file, clock or
+network is used.
 
 Whether the epsilon was computed rightly is not checked here: that is what the signers vouch for,
 and what an auditor recomputes.
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from client.device import succession, weights
+from client.device import succession
 from client.device.home import DevicePolicy
+from common import weights
 from common.canonical import CanonicalError, decode, digest, encode
 from common.config import Table
 from common.data.schema import Schema
@@ -56,6 +58,7 @@ class Candidate:
         schema: what it predicts from, and its classes.
         epsilon, delta, unit: the headline of its privacy statement.
         files: the verified bytes, by name.
+        digests: SHA-256 of every file, by name.
         session: the model, loaded from those bytes.
     """
 
@@ -67,11 +70,8 @@ class Candidate:
     delta: float
     unit: str
     files: Mapping[str, bytes]
+    digests: Mapping[str, str]
     session: Session
-
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of every file, by name."""
-        return {name: digest(data) for name, data in self.files.items()}
 
 
 def verify(
@@ -82,28 +82,34 @@ def verify(
     floor: int = 0,
     name: str | None = None,
     successors: Callable[[], Mapping[str, str]] = dict,
+    known: Mapping[str, str] | None = None,
 ) -> Candidate:
     """Check a release in full.
 
     Args:
-        files: exactly the files of a release.
+        files: exactly the files of a release; without the weights if their digest is ``known``.
         keys: public keys from anywhere; only those whose fingerprints the policy names count.
         floor: the least version that may be accepted.
         name: the model that this device runs; None if it has none yet.
         successors: gives fingerprints that may count in a signer's place, each with the signer's;
             asked only if too few of the signers themselves have signed.
+        known: SHA-256, by name, of files that were verified before and authenticated since.
 
     Raises:
         TrustError: the first thing that is wrong. Exit code 11, always.
     """
-    _check_lengths(files)
-    predicate = _check_statement(files, policy, keys, successors)
+    _check_lengths(files, known or {})
+    digests = {name: digest(data) for name, data in files.items() if name not in (known or {})}
+    digests.update(known or {})
+    predicate = _check_statement(files[STATEMENT], digests, policy, keys, successors)
     release = _Release.read(files[RELEASE])
-    _check_digests(files, release.files)
+    _check_digests(files, digests, release.files)
     _check_agreement(release, predicate)
     _check_version(release, floor, name)
+    _check_owners_floor(release, policy)
     _check_policy(release, predicate, policy)
-    weights.check(files[WEIGHTS])
+    if WEIGHTS in files:
+        _check_weights(files[WEIGHTS], release)
     session = Session(files[MODEL], release.schema)
     KnownAnswers.decode(files[ANSWERS], release.schema).check(session)
     return Candidate(
@@ -115,6 +121,7 @@ def verify(
         delta=predicate.delta,
         unit=predicate.unit,
         files=dict(files),
+        digests=digests,
         session=session,
     )
 
@@ -141,6 +148,7 @@ class _Release:
     plan: str
     schema: Schema
     files: dict[str, tuple[str, int]]
+    tensors: weights.Tensors
 
     @classmethod
     def read(cls, data: bytes) -> _Release:
@@ -157,6 +165,7 @@ class _Release:
                 plan=table.text("plan"),
                 schema=Schema.read(table.table("schema")),
                 files=_read_files(table.table("files")),
+                tensors=_read_tensors(table.table("tensors")),
             )
             table.done()
         except (CanonicalError, InputError) as error:
@@ -172,6 +181,17 @@ def _read_files(table: Table) -> dict[str, tuple[str, int]]:
         entry.done()
     table.done()
     return files
+
+
+def _read_tensors(table: Table) -> weights.Tensors:
+    tensors = {}
+    for name in table.values:
+        entry = table.table(name)
+        dtype = entry.text("dtype", choices=tuple(weights.SIZES))
+        tensors[name] = (dtype, entry.integers("shape", low=0, high=2**53 - 1))
+        entry.done()
+    table.done()
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -210,8 +230,9 @@ class _Predicate:
 # -- the checks, in order --------------------------------------------------------------------------
 
 
-def _check_lengths(files: Mapping[str, bytes]) -> None:
-    if set(files) != set(LIMITS):
+def _check_lengths(files: Mapping[str, bytes], known: Mapping[str, str]) -> None:
+    left_out = {WEIGHTS} & set(known) - set(files)
+    if set(files) != set(LIMITS) - left_out:
         raise TrustError(f"a release has the files {sorted(LIMITS)}, not {sorted(files)}")
     for name, data in files.items():
         if len(data) > LIMITS[name]:
@@ -219,25 +240,30 @@ def _check_lengths(files: Mapping[str, bytes]) -> None:
 
 
 def _check_statement(
-    files: Mapping[str, bytes],
+    statement: bytes,
+    digests: Mapping[str, str],
     policy: DevicePolicy,
     keys: Iterable[PublicKey],
     successors: Callable[[], Mapping[str, str]],
 ) -> _Predicate:
-    envelope = Envelope.decode(files[STATEMENT])
+    envelope = Envelope.decode(statement)
     payload = succession.payload(envelope, policy, keys, successors)
     subjects, predicate = read_privacy_statement(payload)
     for name in (WEIGHTS, MODEL):
-        if subjects.get(name) != digest(files[name]):
+        if subjects.get(name) != digests[name]:
             raise TrustError(
                 f"the privacy statement is about another {name}", hint=_AGAIN, code="wrong-digest"
             )
     return _Predicate.read(predicate)
 
 
-def _check_digests(files: Mapping[str, bytes], expected: Mapping[str, tuple[str, int]]) -> None:
+def _check_digests(
+    files: Mapping[str, bytes],
+    digests: Mapping[str, str],
+    expected: Mapping[str, tuple[str, int]],
+) -> None:
     for name, (sha256, length) in expected.items():
-        if (digest(files[name]), len(files[name])) != (sha256, length):
+        if digests[name] != sha256 or (name in files and len(files[name]) != length):
             raise TrustError(
                 f"{name} is not the file that {RELEASE} names", hint=_AGAIN, code="wrong-digest"
             )
@@ -264,7 +290,7 @@ def _check_version(release: _Release, floor: int, name: str | None) -> None:
     if name is not None and release.name != name:
         raise TrustError(
             f"this device runs {name!r}; the release is {release.name!r}",
-            hint="enrol another device directory for another model",
+            hint="enrol another device directory, with other keys, for another model",
             code="other-model",
         )
     if release.version < floor:
@@ -273,6 +299,17 @@ def _check_version(release: _Release, floor: int, name: str | None) -> None:
             "which this device has accepted before",
             hint="the repository shows an old release: find out who put it there",
             code="rollback",
+        )
+
+
+def _check_owners_floor(release: _Release, policy: DevicePolicy) -> None:
+    if release.version < policy.least_version:
+        raise TrustError(
+            f"{release.name} version {release.version} is older than version "
+            f"{policy.least_version}, the oldest that this device's owner lets run",
+            hint="the repository shows an old release: find out who put it there; if it is right, "
+            "let the device's owner change least_version",
+            code="too-old",
         )
 
 
@@ -296,6 +333,19 @@ def _check_policy(release: _Release, predicate: _Predicate, policy: DevicePolicy
                 hint=f"keep the model in use, or let the device's owner change greatest_{what}",
                 code="policy",
             )
+
+
+def _check_weights(data: bytes, release: _Release) -> None:
+    """A sound file, of exactly the tensors that the release names."""
+    found = weights.check(data)
+    if found != release.tensors:
+        odd = sorted(name for name, _ in found.items() ^ release.tensors.items())
+        raise TrustError(
+            f"{WEIGHTS} and {RELEASE} differ about tensor {odd[0]!r:.80}: {found.get(odd[0])} and "
+            f"{release.tensors.get(odd[0])}",
+            hint=_AGAIN,
+            code="other-tensors",
+        )
 
 
 _AGAIN = "obtain the release again from its source; if it is still refused, do not use it"

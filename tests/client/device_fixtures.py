@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from client.device import log
 from client.device.home import DeviceHome, DevicePolicy
 from common.canonical import Json, decode, digest, encode
 from common.data.schema import Column, Schema
@@ -30,7 +31,6 @@ from common.plan import Cohort, Optimizer, Plan, Privacy
 from common.plan import Release as PlanRelease
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
 from server.release.release import (
-    RELEASE,
     STATEMENT,
     Release,
     assemble,
@@ -153,7 +153,8 @@ class Recipe:
     plan: Plan = PLAN
     statement_signers: tuple[SigningKey, ...] = (COORDINATOR, APPROVER)
     predicate: Mapping[str, Any] = field(default_factory=dict)
-    weights: bytes | None = None
+    weights: bytes | None = None  # instead of sound ones, as a publisher who checks nothing would
+    onnx_file: bytes | None = None
 
     @property
     def model(self) -> Linear:
@@ -162,8 +163,13 @@ class Recipe:
     def files(self) -> dict[str, bytes]:
         """A release as its publisher would assemble it."""
         model = self.model
-        onnx_bytes = model.onnx().SerializeToString()
-        weights = model.safetensors() if self.weights is None else self.weights
+        sound = {
+            "model.safetensors": model.safetensors(),
+            "model.onnx": model.onnx().SerializeToString(),
+        }
+        named = {"model.safetensors": self.weights, "model.onnx": self.onnx_file}
+        hostile = {name: data for name, data in named.items() if data is not None}
+        published = sound | hostile
         predicate = privacy_predicate(
             self.plan,
             version=self.version,
@@ -180,10 +186,13 @@ class Recipe:
         honest, said = (
             Envelope.sign(
                 INTOTO_TYPE,
-                privacy_statement(subjects(weights, onnx_bytes), {**predicate, **changes}),
+                privacy_statement(
+                    subjects(files["model.safetensors"], files["model.onnx"]),
+                    {**predicate, **changes},
+                ),
                 self.statement_signers,
             ).encode()
-            for changes in ({}, self.predicate)
+            for files, changes in ((sound, {}), (published, self.predicate))
         )
         files = assemble(
             Release(
@@ -193,16 +202,22 @@ class Recipe:
                 task=self.plan.task,
                 schema=self.plan.schema,
                 plan=self.plan.digest,
-                weights=weights,
-                model=onnx_bytes,
+                weights=sound["model.safetensors"],
+                model=sound["model.onnx"],
                 answers=KnownAnswers.make(self.plan.schema, model.answer),
                 statement=honest,
             )
         )
         # Whoever says something else has it in a release that fits it.
-        document = decode(files[RELEASE])
-        document["files"][STATEMENT] = {"sha256": digest(said), "length": len(said)}
-        return {**files, STATEMENT: said, RELEASE: encode(document)}
+        return replaced(files, {**hostile, STATEMENT: said})
+
+
+def replaced(files: Mapping[str, bytes], changes: Mapping[str, bytes]) -> dict[str, bytes]:
+    """A release with some of its files replaced, and ``release.json`` made to fit."""
+    document = decode(files["release.json"])
+    for name, data in changes.items():
+        document["files"][name] = {"sha256": digest(data), "length": len(data)}
+    return {**files, **changes, "release.json": encode(document)}
 
 
 POLICY = DevicePolicy(
@@ -233,6 +248,13 @@ class World:
     def device(self, name: str, **changes: Any) -> DeviceHome:
         """Another device of the same repository."""
         return DeviceHome.init(self.path / name, self.repository.root, replace(POLICY, **changes))
+
+
+def decisions(home: DeviceHome) -> list[Json]:
+    """What the device decided, oldest first, once its log was found whole."""
+    history = log.read(home.decisions, home.identity.key.public, home.floor)
+    assert not history.wrong
+    return list(history.lines)
 
 
 def contents(folder: Path, *, without: tuple[str, ...] = ("decisions.jsonl",)) -> dict[str, bytes]:
