@@ -19,6 +19,7 @@ from privet.commands import (
     device,
     doctor,
     federation,
+    inference,
     joining,
     link,
     plan,
@@ -45,7 +46,8 @@ app.add_typer(client.app, name="client")
 app.add_typer(device.app, name="device")
 app.add_typer(server.app, name="server")
 app.add_typer(federation.approver_app, name="approver")
-_ = joining, doctor, link, publishing  # these add their commands to those of client and server
+# These add their commands to those of client, device and server.
+_ = joining, doctor, inference, link, publishing
 
 
 def main() -> None:
