@@ -30,6 +30,7 @@ Array = NDArray[np.float32]
 
 INPUT = "input"
 OUTPUT = "probabilities"
+_OUTPUTS = [OUTPUT]
 
 ANSWERS_VERSION = 1
 ANSWERS_SEED = b"privet known answers v1"
@@ -85,7 +86,7 @@ class Session:
         self.schema = schema
         try:
             self._session = onnxruntime.InferenceSession(
-                model, _options(), providers=["CPUExecutionProvider"]
+                model, options(), providers=["CPUExecutionProvider"]
             )
         except _FAILURES as error:
             raise onnx_format.not_usable(
@@ -112,16 +113,21 @@ class Session:
             )
         if records.dtype.kind not in "fiu":
             raise DataError(f"records are {records.dtype}, not numbers")
-        if not len(records):
-            return np.zeros((0, len(self.schema.classes)), np.float32)
         batch = np.ascontiguousarray(records, dtype=np.float32)  # (B, *shape)
-        if not np.isfinite(batch).all():
+        if not all_of(np.isfinite(batch)):
             raise DataError("a record holds a value that is not a finite number")
+        return self.answer(batch)
+
+    def answer(self, batch: Array) -> Array:
+        """:meth:`predict` of records that were checked: (B, *shape) float32, finite."""
+        if not len(batch):
+            return np.zeros((0, len(self.schema.classes)), np.float32)
         try:
-            (result,) = self._session.run([OUTPUT], {INPUT: batch})
+            (result,) = self._session.run(_OUTPUTS, {INPUT: batch})
         except _FAILURES as error:
             raise DataError(f"the model cannot be run: {str(error)[:200]}") from error
-        if result.shape != (len(batch), len(self.schema.classes)) or not np.isfinite(result).all():
+        wanted = (len(batch), len(self.schema.classes))
+        if result.shape != wanted or not all_of(np.isfinite(result)):
             raise DataError("the model has no finite probabilities for these records")
         probabilities: Array = result
         return probabilities
@@ -155,6 +161,11 @@ class Session:
                     f"{node.name!r} is {node.type} of shape {node.shape}, where the schema implies "
                     f"tensor(float) of shape (batch, {_plain(rest)})"
                 )
+
+
+def all_of(mask: NDArray[np.bool_]) -> bool:
+    """``mask.all()``, of a few numbers in a quarter of the time: whether no byte of it is zero."""
+    return b"\0" not in mask.tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,15 +264,16 @@ def synthetic_records(schema: Schema, count: int) -> Array:
     return records.astype(np.float32).reshape(count, *schema.shape)
 
 
-def _options() -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL_ONLY
+def options() -> Any:
+    """What the runtime is told for every model: one thread, silence, ONNX and nothing else."""
+    chosen = onnxruntime.SessionOptions()
+    chosen.intra_op_num_threads = 1
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = _FATAL_ONLY
     # The other format that the runtime detects by itself is not the one that was checked above.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    return options
+    chosen.add_session_config_entry("session.load_model_format", "ONNX")
+    chosen.add_session_config_entry("session.use_env_allocators", "1")
+    return chosen
 
 
 def _plain(shape: tuple[int, ...]) -> str:

@@ -20,6 +20,7 @@ from privet.commands import (
     doctor,
     federation,
     flower,
+    inference,
     joining,
     link,
     plan,
@@ -50,7 +51,7 @@ app.add_typer(server.app, name="server")
 app.add_typer(federation.approver_app, name="approver")
 app.add_typer(release.app, name="release")
 # These add their commands to others' groups.
-_ = joining, doctor, flower, link, publishing, shrinking
+_ = joining, doctor, flower, inference, link, publishing, shrinking
 
 
 def main() -> None:

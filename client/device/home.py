@@ -342,7 +342,7 @@ def _beside(path: Path) -> Path:
 
 
 def _check_root(data: bytes) -> None:
-    # Here, because a device that only answers imports no TUF.
+    # Here and not above: predicting needs none of it, and it is a fifth of what a start takes.
     from tuf.api.exceptions import RepositoryError
     from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
