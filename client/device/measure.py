@@ -26,8 +26,8 @@ from client.device import slots
 from client.device.cold import ABSENT
 from client.device.energy import WATTS, Energy, Rapl
 from client.device.home import DeviceHome
-from client.device.runtime import Predictor
-from client.device.verify import MODEL, verify
+from client.device.runtime import Predictor, installed
+from client.device.verify import MODEL
 from common.errors import OperationError
 from common.inference import INPUT, OUTPUT, Array, options, synthetic_records
 
@@ -165,12 +165,9 @@ def measure(
         OperationError: nothing is installed, or a process could not be started.
         TrustError: what is installed does not verify.
     """
-    pointer, files = slots.load(home)
-    candidate = verify(files, home.policy, home.keys(), floor=pointer.version, name=pointer.name)
-    predictor = Predictor(candidate)
-    session = onnxruntime.InferenceSession(
-        files[MODEL], options(), providers=["CPUExecutionProvider"]
-    )
+    candidate = installed(home)
+    predictor, model = Predictor(candidate), candidate.files[MODEL]
+    session = onnxruntime.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
 
     def bare(records: Array) -> Any:
         return session.run([OUTPUT], {INPUT: records})
@@ -186,8 +183,8 @@ def measure(
         single=single,
         batched=batched,
         start=_starts(home.path, batch, starts, progress),
-        model_bytes=len(files[MODEL]),
-        release_bytes=sum(map(len, files.values())),
+        model_bytes=len(model),
+        release_bytes=slots.size(home),
         cpu_seconds_per_1000=cpu,
         batched_cpu_seconds_per_1000=batched_cpu,
         energy_per_1000=energy,

@@ -26,6 +26,25 @@ from common.inference import Array, Latency
 _LIKELIEST = Thresholds()
 
 
+def installed(home: DeviceHome) -> Candidate:
+    """What is installed in a device's directory, verified by the owner's policy of now.
+
+    Raises:
+        OperationError: nothing is installed yet.
+        TrustError: it was changed on disk, or the owner's policy no longer allows it.
+    """
+    pointer, files = slots.load(home)
+    return verify(
+        files,
+        home.policy,
+        home.keys(),
+        floor=pointer.version,
+        name=pointer.name,
+        successors=home.successors,
+        known=pointer.sealed,
+    )
+
+
 class Predictor:
     """A verified model, ready to answer. Make one with :meth:`load`."""
 
@@ -46,19 +65,7 @@ class Predictor:
             OperationError: nothing is installed yet.
             TrustError: it was changed on disk, or the owner's policy no longer allows it.
         """
-        device = home if isinstance(home, DeviceHome) else DeviceHome(Path(home))
-        pointer, files = slots.load(device)
-        return cls(
-            verify(
-                files,
-                device.policy,
-                device.keys(),
-                floor=pointer.version,
-                name=pointer.name,
-                successors=device.successors,
-                known=pointer.sealed,
-            )
-        )
+        return cls(installed(home if isinstance(home, DeviceHome) else DeviceHome(Path(home))))
 
     def probabilities(self, records: NDArray[Any]) -> Array:
         """Class probabilities, (B, classes) float32.

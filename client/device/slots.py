@@ -158,6 +158,14 @@ def load(home: DeviceHome) -> tuple[Current, dict[str, bytes]]:
                 raise  # not an update that took place in between
 
 
+def size(home: DeviceHome) -> int:
+    """Bytes that the current release takes on disk; 0 without one."""
+    pointer = current(home)
+    if pointer is None:
+        return 0
+    return sum(file.stat().st_size for file in (home.slots / pointer.release.slot).iterdir())
+
+
 def read(
     home: DeviceHome, installed: Installed, names: Iterable[str] = tuple(LIMITS)
 ) -> dict[str, bytes]:

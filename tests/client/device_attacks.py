@@ -86,7 +86,8 @@ def keep(world: World) -> Path:
 def unchecked() -> Iterator[None]:
     """Let a repository publish what its own check of signatures would refuse."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.release.repository._require", lambda root, metadata: None)
+        for module in ("published", "repository"):
+            patch.setattr(f"server.release.{module}.require", lambda root, metadata: None)
         yield
 
 

@@ -24,7 +24,8 @@ from client.device.home import DeviceHome
 from client.device.runtime import Predictor
 from client.device.updater import update
 from common.errors import TrustError
-from server.release.repository import Repository, Roles
+from server.release.repository import Repository
+from server.release.roots import Roles
 from tests.client.device_attacks import (
     AnyName,
     Endless,

@@ -333,7 +333,7 @@ def test_a_release_arrives_over_http(world: World, web: str) -> None:
 
 
 def test_a_server_that_is_away_is_a_matter_of_the_network(world: World, monkeypatch) -> None:
-    monkeypatch.setattr(metadata, "WebFetcher", lambda: Away())
+    monkeypatch.setattr(metadata, "WebFetcher", lambda authority: Away())
     home = world.device("remote", repository="http://127.0.0.1:9")
     with pytest.raises(NetworkError, match="did not answer"):
         update(home, NOW)
