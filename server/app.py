@@ -1,7 +1,7 @@
 """The Flower ServerApp: read the run's directory, run its rounds, leave the last checkpoint.
 
-The rule: this app takes one setting, ``server-home``, from its operator's run configuration. What
-is trained is in that directory. Signing and publishing the result needs a second party and is not
+The rule: this app takes one setting, ``run``, from its operator's run configuration: a directory,
+and what is trained is in there. Signing and publishing the result needs a second party and is not
 here.
 """
 
@@ -29,22 +29,23 @@ from server.home import ServerHome
 from server.metrics import Metrics
 from server.rounds import RoundLoop, RoundReport
 from server.stopping import StopRequest, on_sigterm
+from server.thin_app import RUN
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds of the directory that ``server-home`` names."""
-    home = context.run_config.get("server-home")
-    if not home:
+    """Run the rounds of the directory that ``run`` names."""
+    run = context.run_config.get(RUN)
+    if not run:
         raise InputError(
-            "server-home is not set, so there is no plan to run",
+            "no run is named, so there is no plan to run",
             hint="`privet simulate FILE` prepares and runs one; with `flwr run`, "
-            "pass --run-config 'server-home=\"DIR\"'",
+            f"pass --run-config '{RUN}=\"DIR\"'",
             code="no-run",
         )
-    coordinate(grid, Path(str(home)))
+    coordinate(grid, Path(str(run)))
 
 
 def coordinate(

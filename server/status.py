@@ -32,12 +32,12 @@ def status(home: ServerHome) -> Json:
     metrics = _until(home, done)
     log = events.read(home.events)
     asked_now = under_way[1] if under_way and under_way[0] == done + 1 else ()
-    ended = checkpoint.ended if checkpoint else ""
+    why = checkpoint.ended if checkpoint else ""
     return {
         "run": home.run,
         "plan": {"name": home.plan.name, "digest": home.plan.digest, "rounds": home.plan.rounds},
-        "state": ENDED if ended else RUNNING if under_way else NEW,
-        "ended": ended,
+        "state": ENDED if why else RUNNING if under_way else NEW,
+        "ended": why,
         "stop_requested": home.stop.exists(),
         "rounds": {
             "done": done,
@@ -77,6 +77,23 @@ def rounds(home: ServerHome) -> list[dict[str, Any]]:
     """The rounds that are over, as :class:`server.record.RoundReport` has them, in order."""
     checkpoint = CheckpointStore(home.checkpoints, home.run, home.plan.digest).peek()
     return _until(home, checkpoint.round if checkpoint else 0)
+
+
+def ended(home: ServerHome) -> str:
+    """Why there are no more rounds; empty while there are."""
+    checkpoint = CheckpointStore(home.checkpoints, home.run, home.plan.digest).peek()
+    return checkpoint.ended if checkpoint else ""
+
+
+def round_line(line: Mapping[str, Any], planned: int) -> str:
+    """One of :func:`rounds` in words."""
+    changed = "changed the model" if line["changed"] else f"no change: {line['unchanged']}"
+    right = line.get("accuracy")
+    accuracy = "" if right is None else f", {100 * right:.2f} % right"
+    return (
+        f"round {line['round']} of {planned}: {line['valid']} of {line['asked']} valid, "
+        f"{changed}{accuracy}, {line['seconds']:g} s"
+    )
 
 
 def _until(home: ServerHome, done: int) -> list[dict[str, Any]]:

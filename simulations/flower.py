@@ -22,28 +22,12 @@ from pathlib import Path
 
 from client.home import HOME_VARIABLE
 from common.errors import OperationError
+from server import thin_app
 from simulations.population import Run
 
 START_SECONDS = 60
 STOP_SECONDS = 10
 POLL_SECONDS = 0.2
-_APP = """\
-[project]
-name = "privet-run"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "privet"
-
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-
-[tool.flwr.app.config]
-server-home = ""
-"""
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,7 +67,10 @@ def run_with_flower(
         _configure(home, port, nodes)
         with open(log, "wb") as output, _superlink(port, home, environment, output):
             _wait_until_up(port, log)
-            name = _start(app or _thin_app(home), run, environment, log)
+            if app is None:
+                app = home / "app"
+                thin_app.write(app)
+            name = _start(app, run, environment, log)
             _follow(name, run, rounds, environment, log, progress)
     finally:
         _end_all(home)
@@ -119,14 +106,6 @@ def _configure(home: Path, port: int, nodes: int) -> None:
         f'[superlink]\ndefault = "privet"\n\n[superlink.privet]\naddress = "127.0.0.1:{port}"\n'
         f"insecure = true\noptions.num-supernodes = {nodes}\n"
     )
-
-
-def _thin_app(home: Path) -> Path:
-    """An app that holds no code: its two components are the installed packages."""
-    app = home / "app"
-    app.mkdir()
-    (app / "pyproject.toml").write_text(_APP)
-    return app
 
 
 @contextlib.contextmanager
@@ -198,8 +177,8 @@ def _flwr(arguments: list[str], environment: dict[str, str], log: Path) -> dict[
 
 
 def _start(app: Path, run: Run, environment: dict[str, str], log: Path) -> str:
-    home = json.dumps(str(run.path.absolute()))  # a TOML text is quoted like a JSON one
-    arguments = ["run", str(app), "--run-config", f"server-home={home}"]
+    path = json.dumps(str(run.path.absolute()))  # a TOML text is quoted like a JSON one
+    arguments = ["run", str(app), "--run-config", f"{thin_app.RUN}={path}"]
     return str(_flwr(arguments, environment, log)["run-id"])
 
 

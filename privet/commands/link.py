@@ -7,8 +7,8 @@ key or an answer. A run is looked at through its directory, so whoever watches m
 
 from __future__ import annotations
 
+import functools
 import logging
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +23,7 @@ from privet.commands.client import app as client_app
 from privet.commands.options import FormatOption, QuietOption
 from privet.commands.server import RunArgument, print_status
 from privet.commands.server import app as server_app
+from privet.detached import leave
 from privet.output import Format
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from server.link.runs import Watcher
 
 WATCH_SECONDS = 0.5
+BEGIN_OR_GO_ON = ("run", "--resume")
 DetachOption = Annotated[
     bool, typer.Option("--detach", help="Leave it running; `privet server watch` comes back.")
 ]
@@ -49,6 +51,10 @@ def start_server(
     port: Annotated[
         int, typer.Option(help="The port to bind, if not the address's.", min=0, max=65535)
     ] = 0,
+    no_begin: Annotated[
+        bool,
+        typer.Option("--no-begin", help="flwr may list, follow and stop runs, and begin none."),
+    ] = False,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
@@ -68,7 +74,8 @@ def start_server(
         output.show(format_, data, lambda: print(f"clients connect to {data['address']}"))
         sys.stdout.flush()
 
-    Link(federation, LinkSettings(host, port), ready=ready).run()
+    begin = None if no_begin else functools.partial(leave, BEGIN_OR_GO_ON)
+    Link(federation, LinkSettings(host, port), ready=ready, begin=begin).run()
 
 
 def _federation(directory: Path, address: str | None) -> Federation:
@@ -100,11 +107,11 @@ def run_server(
     quiet: QuietOption = False,
 ) -> None:
     """Run a run's rounds over its federation's link; Ctrl-C stops it after the round under way."""
-    from server.link.runs import begin, may_begin
+    from server.link.readiness import may_begin
+    from server.link.runs import begin
 
     if go_on:
-        work, may, words = _begin_or_go_on, _may_begin_or_go_on, ("run", "--resume")
-        _work(work, may, words, run, detach, format_, quiet)
+        _work(_begin_or_go_on, _may_begin_or_go_on, BEGIN_OR_GO_ON, run, detach, format_, quiet)
     else:
         _work(begin, may_begin, ("run",), run, detach, format_, quiet)
 
@@ -122,7 +129,7 @@ def _begin_or_go_on(path: Path, watcher: Watcher) -> None:
 
 
 def _may_begin_or_go_on(home: ServerHome) -> None:
-    from server.link.runs import may_begin
+    from server.link.readiness import may_begin
 
     try:
         may_begin(home)
@@ -139,7 +146,8 @@ def resume_server(
     quiet: QuietOption = False,
 ) -> None:
     """Go on with a run that was stopped or killed; a seeded one ends in the same bits."""
-    from server.link.runs import may_go_on, resume
+    from server.link.readiness import may_go_on
+    from server.link.runs import resume
 
     _work(resume, may_go_on, ("resume",), run, detach, format_, quiet)
 
@@ -150,8 +158,8 @@ def watch_server(
 ) -> None:
     """Look on while a run is run, from its first round to its end; Ctrl-C leaves it running."""
     from server.home import ServerHome
-    from server.link.runs import is_at_work
-    from server.status import ENDED, rounds, status
+    from server.link.readiness import is_at_work
+    from server.status import ENDED, round_line, rounds, status
 
     home, seen, told = ServerHome.read(run), 0, quiet or format_ is Format.json
     with output.progress(told) as progress:
@@ -160,7 +168,7 @@ def watch_server(
             for line in rounds(home)[seen:]:
                 seen += 1
                 if not told:
-                    _print_round(line, home.plan.rounds)
+                    print(round_line(line, home.plan.rounds), flush=True)
             progress("rounds", data["rounds"]["done"], home.plan.rounds)
             if data["state"] == ENDED or not at_work:
                 break
@@ -236,28 +244,18 @@ def _work(
 
 def _detach(words: tuple[str, ...], home: ServerHome, format_: Format) -> None:
     """Start the same command in a session of its own; what it says is in ``server.log``."""
-    from server.link.runs import is_at_work
+    from server.link.readiness import is_at_work
 
-    log = home.path / "server.log"
-    with open(log, "ab") as file:
-        start = file.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "privet", "server", *words, str(home.path.absolute())],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    while process.poll() is None and not is_at_work(home):
+    left = leave(words, home)
+    while not left.ended() and not is_at_work(home):
         time.sleep(0.05)
-    if process.returncode:
-        said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-        why = next((line for line in said if line.startswith("error: ")), "error: it ended")
+    if why := left.why():
         raise OperationError(
-            f"it did not begin: {why.removeprefix('error: ')}",
-            hint=f"{log} has all that it said",
+            f"it did not begin: {why}",
+            hint=f"{left.log} has all that it said",
             code="not-begun",
         )
+    process, log = left.process, left.log
     process.returncode = 0  # nobody waits for it: it is left on purpose
     data = {"process": process.pid, "log": str(log)}
     output.show(format_, data, lambda: print(f"running as process {process.pid}; see {log}"))
@@ -268,25 +266,15 @@ def _watcher(home: ServerHome, progress: output.Update, quiet: bool) -> Watcher:
 
     from server.link.runs import Watcher
     from server.rounds import RoundReport
+    from server.status import round_line
 
     planned = home.plan.rounds
 
     def on_round(report: RoundReport) -> None:
         if not quiet:
-            _print_round(asdict(report), planned)
+            print(round_line(asdict(report), planned), flush=True)
 
     def waiting(round_: int, answers: int, asked: int) -> None:
         progress(f"round {round_} of {planned}: answers", answers, asked)
 
     return Watcher(waiting, on_round)
-
-
-def _print_round(line: dict[str, Any], planned: int) -> None:
-    changed = "changed the model" if line["changed"] else f"no change: {line['unchanged']}"
-    right = line.get("accuracy")
-    accuracy = "" if right is None else f", {100 * right:.2f} % right"
-    print(
-        f"round {line['round']} of {planned}: {line['valid']} of {line['asked']} valid, "
-        f"{changed}{accuracy}, {line['seconds']:g} s",
-        flush=True,
-    )

@@ -12,6 +12,7 @@ work holds its own directory, never the federation's: commands that change that 
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,13 @@ class Place:
                 raise self._nothing()
             keys.create_secret(EXECUTOR)
         return keys.secret(EXECUTOR)
+
+    def flower_token(self, *, make: bool = False) -> str:
+        """What Flower's command shows: it opens its four routes, and is no executor secret.
+
+        Args, raises: as :meth:`secret`. 64 hexadecimal digits.
+        """
+        return hmac.digest(self.secret(make=make), b"privet/flower-command", "sha256").hex()
 
     def inside(self) -> str:
         """``host:port`` of the loopback interface, while a link runs or once it did.

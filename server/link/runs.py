@@ -17,14 +17,13 @@ from pathlib import Path
 
 from common import durable
 from common.bundle import MAX_FILE_BYTES
-from common.errors import InputError
 from common.models.networks import parameters_of
 from common.models.registry import build
 from server.app import coordinate
 from server.checkpoint import CheckpointStore
-from server.federation.directory import Federation
 from server.home import ServerHome
 from server.link.place import Place
+from server.link.readiness import in_use, is_finished, link_in_use, may_begin, may_go_on
 from server.link.superlink.run import run_on
 from server.release.ledgers import collect as collect_ledgers
 from server.release.ledgers import missing
@@ -67,43 +66,10 @@ def resume(path: Path, watcher: Watcher | None = None) -> bool:
     home = ServerHome.read(path)
     with _alone(home):
         place = may_go_on(home)
-        latest = CheckpointStore(home.checkpoints, home.run, home.plan.digest).peek()
-        if latest is not None and latest.ended and latest.closed:
+        if is_finished(home):
             return False
         _work(home, place, watcher or Watcher())
         return True
-
-
-def may_begin(home: ServerHome) -> Place:
-    """Where the link of a run that was not begun yet is.
-
-    Raises:
-        InputError: ``begun-already``, ``not-in-a-federation``, or no link was ever started.
-    """
-    place = _place(home)
-    if _begun(home):
-        raise InputError(
-            f"{home.path} was begun already",
-            hint=f"go on with `privet server resume {home.path}`",
-            code="begun-already",
-        )
-    return place
-
-
-def may_go_on(home: ServerHome) -> Place:
-    """Where the link of a run that was begun is.
-
-    Raises:
-        InputError: ``nothing-to-resume``, ``not-in-a-federation``, or no link was ever started.
-    """
-    place = _place(home)
-    if not _begun(home):
-        raise InputError(
-            f"there is nothing to resume: {home.path} was not begun",
-            hint=f"begin it with `privet server run {home.path}`",
-            code="nothing-to-resume",
-        )
-    return place
 
 
 def collect(path: Path) -> dict[str, str]:
@@ -126,51 +92,24 @@ def collect(path: Path) -> dict[str, str]:
             return collect_ledgers(home, grid, latest.heads)
 
 
-def is_at_work(home: ServerHome) -> bool:
-    """Whether a process runs this run now."""
-    return durable.is_held(home.path)
-
-
 def _work(home: ServerHome, place: Place, watcher: Watcher) -> None:
-    with _interrupt_stops(), _only_run(place), run_on(place.inside(), place.secret()) as grid:
+    with (
+        _interrupt_stops(),
+        _only_run(place),
+        run_on(place.inside(), place.secret(), run=home.path) as grid,
+    ):
         model = parameters_of(build(home.plan.model, home.plan.schema, seed=0).network)
         grid.limit = sum(value.nbytes for value in model.values())
         coordinate(grid, home.path, progress=watcher.progress, on_round=watcher.on_round)
 
 
-def _place(home: ServerHome) -> Place:
-    if home.federation is None:
-        raise InputError(
-            f"{home.path} is a simulated run, and has no federation",
-            hint="privet server create makes a run of enrolled clients",
-            code="not-in-a-federation",
-        )
-    place = Place(Federation.read(home.federation))
-    place.inside()
-    return place
-
-
-def _begun(home: ServerHome) -> bool:
-    return (home.checkpoints / "pending.json").exists()
-
-
 def _only_run(place: Place) -> contextlib.AbstractContextManager[None]:
     """A link carries one run at a time: a second one would end the first one's transport."""
-    busy = InputError(
-        f"another run is at work in the federation {place.federation.path}",
-        hint="wait for its end, or stop it with `privet server stop`",
-        code="link-in-use",
-    )
-    return durable.exclusively(place.coordinator(), busy, patience=1.0)
+    return durable.exclusively(place.coordinator(), link_in_use(place), patience=1.0)
 
 
 def _alone(home: ServerHome) -> contextlib.AbstractContextManager[None]:
-    busy = InputError(
-        f"{home.path} is being run by another process",
-        hint="`privet server status` says how it stands",
-        code="directory-in-use",
-    )
-    return durable.exclusively(home.path, busy, patience=1.0)
+    return durable.exclusively(home.path, in_use(home), patience=1.0)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 The rules: the public door is :class:`server.link.gate.Gate`: sealed requests of enrolled nodes and
 the doorway for those who want to enrol, over TLS 1.3, never in the clear. Control and runtime
-interfaces answer on the loopback address alone, and a run's task only to whoever knows the executor
-secret. What is known of nodes, runs and messages is in a SQLite file, so a killed link goes on
+interfaces answer on the loopback address alone, and there to whom :mod:`server.link.inside` lets
+in. What is known of nodes, runs and messages is in a SQLite file, so a killed link goes on
 where it was. Who is enrolled and which certificate is shown may change at any time, without a
 restart; a certificate that ends soon is renewed by the link itself.
 """
@@ -13,11 +13,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import hmac
 import ipaddress
 import logging
 import os
-import secrets
 import signal
 import socket
 import ssl
@@ -25,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from common import durable
 from common.errors import InputError, OperationError, PrivetError, TrustError
@@ -34,16 +32,18 @@ from server.federation.authority import TLS
 from server.federation.directory import Federation
 from server.federation.doorkeeper import Doorkeeper
 from server.federation.doorway import Doorway
+from server.home import ServerHome
+from server.link.desk import Desk, Process
 from server.link.gate import Bucket, Gate, RequestLimits
-from server.link.listener import CONNECTION, ConnectionLimits, Listener
+from server.link.inside import Inside
+from server.link.listener import ConnectionLimits, Listener
 from server.link.place import LOOPBACK, Place
-from server.link.waking import COLLECT, LINK_HEADER, SECRET_HEADER, SEND, Waking
+from server.link.waking import Waking
 
 log = logging.getLogger("privet.link")
 
 WATCH_SECONDS = 0.25
 RENEW_SECONDS = 3600.0
-_INSIDE = ("/v1/control/", "/v1/runtime/")
 _ROOMY = ConnectionLimits(headers=30.0, idle=120.0, unproven=1024, unproven_a_peer=1024)
 
 
@@ -70,6 +70,7 @@ class Link:
         federation: whose link it is.
         settings: how it listens.
         ready: called with the public host and port and the loopback port, once both are open.
+        begin: starts the process of a run that Flower's command asks for; None: it may begin none.
 
     Raises:
         TrustError: keys are open to others, or an approver's lies beside them.
@@ -83,9 +84,10 @@ class Link:
         settings: LinkSettings | None = None,
         *,
         ready: Callable[[str, int, int], None] = lambda *_: None,
+        begin: Callable[[ServerHome], Process] | None = None,
     ) -> None:
         self._federation, self._settings = federation, settings or LinkSettings()
-        self._place, self._ready = Place(federation), ready
+        self._place, self._ready, self._begin = Place(federation), ready, begin
         self._context: ssl.SSLContext | None = None
         self._shown: tuple[int, ...] = ()
         self._followed: Mapping[bytes, str] | None = None
@@ -112,6 +114,7 @@ class Link:
             give_time,
             superlink_app,
         )
+        from server.link.superlink.control import Control
         from server.link.superlink.parcels import Parcels
 
         self._renew()
@@ -125,7 +128,9 @@ class Link:
         doorway = Doorway(Doorkeeper(self._federation))
         registry, limits = self._federation.registry, self._settings.requests
         gate = Gate(waking, registry, KEY_HEADER, limits, doorway)
-        public, inside = self._listen(gate, _Inside(waking, LINK_HEADER, secret))
+        desk = Desk(self._place, Control(flower), waking.do, self._begin)
+        within = Inside(waking, desk, secret, self._place.flower_token())
+        public, inside = self._listen(gate, within)
         stop = asyncio.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(sign, stop.set)
@@ -223,38 +228,6 @@ class Link:
         if trouble and trouble != self._trouble:
             log.error("%s", trouble)
         self._trouble = trouble
-
-
-class _Inside:
-    """Flower's control and runtime interfaces, for whoever knows the executor secret, and nothing
-    that describes them: another user of this machine, or a page in a browser, gets no further."""
-
-    def __init__(self, app: Waking, header: str, secret: bytes) -> None:
-        self._app, self._secret = app, secret.hex().encode()
-        self._mark = (header.encode(), secrets.token_hex(8).encode())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        scope["state"].pop(CONNECTION, None)
-
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], self._mark]
-            await send(message)
-
-        path, status = scope["path"], 404
-        if scope["method"] == "GET" and path == "/health":  # is it there? tells nothing else
-            status = 200
-        elif path.startswith(_INSIDE) or path in (SEND, COLLECT):
-            given = dict(scope["headers"]).get(SECRET_HEADER.encode(), b"")
-            if hmac.compare_digest(given, self._secret):
-                await self._app.inside(scope, receive, marked)
-                return
-            status = 401
-        headers = [(b"content-length", b"0"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
 
 
 def tls_context(federation: Federation) -> ssl.SSLContext:

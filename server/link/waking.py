@@ -93,7 +93,7 @@ class Waking:
         if path == TAKE:
             await self._take(key, body, send)
         elif path == GIVE:
-            answer = await self._do(self._parcels.give, key, body)
+            answer = await self.do(self._parcels.give, key, body)
             self._for_coordinator.tell()
             await _answer(send, answer)
         else:
@@ -102,12 +102,12 @@ class Waking:
                 DEACTIVATE: self._parcels.deactivate,
                 BEAT: self._parcels.beat,
             }[path]
-            await _answer(send, await self._do(work, key, body))
+            await _answer(send, await self.do(work, key, body))
 
     async def _take(self, key: bytes, body: bytes, send: Send) -> None:
         await self._for_nodes.after(self._heard.pop(key, -1), HOLD_NODES)
         number = self._for_nodes.number
-        taken: Taken | None = await self._do(self._parcels.take, key, body)
+        taken: Taken | None = await self.do(self._parcels.take, key, body)
         if taken is None:
             self._heard[key] = number
             await _answer(send, b"")
@@ -124,7 +124,7 @@ class Waking:
         """All parts of a message, in order; fewer if some never come: the node sees that."""
         names, until = list(taken.parts), time.monotonic() + PART_SECONDS
         while names:
-            found: list[bytes | None] = await self._do(self._parcels.parts, taken, names)
+            found: list[bytes | None] = await self.do(self._parcels.parts, taken, names)
             for data in found:
                 if data is None:
                     return
@@ -152,7 +152,7 @@ class Waking:
     async def _serve(self, path: str, token: str, body: bytes, headers: Mapping[str, str]) -> bytes:
         answer: bytes
         if path == SEND:
-            answer = await self._do(self._parcels.send, token, body)
+            answer = await self.do(self._parcels.send, token, body)
             self._for_nodes.tell()
         else:
             number = self._for_coordinator.number
@@ -160,12 +160,13 @@ class Waking:
                 await self._for_coordinator.after(number, HOLD_COORDINATOR)
             self._collected = self._for_coordinator.number
             limit = int(headers.get(LIMIT_HEADER, "0"))
-            answer = await self._do(self._parcels.collect, token, body, limit)
+            answer = await self.do(self._parcels.collect, token, body, limit)
             if answer:
                 self._collected = -1  # there may be more than fitted
         return answer
 
-    async def _do(self, work: Any, *arguments: Any) -> Any:
+    async def do(self, work: Any, *arguments: Any) -> Any:
+        """Work on the database, in its turn."""
         async with self._work:
             return await asyncio.to_thread(work, *arguments)
 
@@ -176,7 +177,7 @@ class Waking:
             await asyncio.sleep(NOTE_SECONDS)
             if beats.waiting:
                 try:
-                    await self._do(beats.write)
+                    await self.do(beats.write)
                 except Exception as error:  # noqa: BLE001  (a busy database: tried again)
                     log.warning("heartbeats are not written yet: %s", type(error).__name__)
 

@@ -22,6 +22,7 @@ from server.app import coordinate
 from server.home import ServerHome
 from server.link.place import Place
 from server.link.superlink import run as link_run
+from server.link.superlink import transport
 from server.status import rounds, status
 from simulations.processes import Network, wait_until
 from tests.privet.test_cli import call
@@ -209,7 +210,7 @@ def test_no_bundle_is_ever_unpacked_not_even_one_that_holds_a_package_of_our_nam
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(link_run, "_thin_bundle", lambda: Fab(content=content))
+    monkeypatch.setattr(transport, "thin_bundle", lambda: Fab(content=content))
     with Network.made(tmp_path / "network", clients=1) as network:
         network.start_link()
         network.start_clients()

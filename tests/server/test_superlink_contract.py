@@ -62,6 +62,7 @@ def test_the_superlink_still_takes_what_we_set() -> None:
 
 @quiet
 def test_the_handlers_still_take_what_we_give(tmp_path: Path) -> None:
+    from flwr.superlink.servicer.control import control_handlers
     from flwr.superlink.servicer.fleet import fleet_handlers
     from flwr.superlink.servicer.runtime import runtime_handlers
 
@@ -72,6 +73,11 @@ def test_the_handlers_still_take_what_we_give(tmp_path: Path) -> None:
         (fleet_handlers.push_messages, ["request", "state"]),
         (runtime_handlers.pull_messages, ["request", "state", "task"]),
         (runtime_handlers.push_messages, ["request", "state", "task"]),
+        (control_handlers.list_runs, ["request", "account", "state"]),
+        (
+            control_handlers.start_run,
+            ["request", "account", "state", "fleet_api_type", "source"],
+        ),
     ):
         assert list(inspect.signature(handler).parameters) == names
     state = superlink_app(tmp_path / "state.db", b"s" * 32).state.linkstate_factory.state()
@@ -84,7 +90,7 @@ def test_the_handlers_still_take_what_we_give(tmp_path: Path) -> None:
             "store_object",
             "get_task_by_token",
         ),
-        *("session", "object_store"),
+        *("session", "object_store", "get_run_info", "finish_task"),
     ):
         assert hasattr(state, name), name
 
@@ -108,6 +114,18 @@ def test_the_routes_that_we_let_through_are_still_flowers(tmp_path: Path) -> Non
     from flwr.supercore.constant import TASK_TOKEN_HEADER
 
     assert TOKEN_HEADER == TASK_TOKEN_HEADER
+
+
+def test_flowers_command_still_keeps_a_token_by_the_links_address_and_sends_it() -> None:
+    from flwr.cli import cli_account_auth_interceptor, constant, utils
+
+    for key in ("AUTHN_TYPE", "ACCESS_TOKEN", "REFRESH_TOKEN"):
+        assert getattr(constant, f"{key}_STORE_KEY") % "host:1" != getattr(
+            constant, f"{key}_STORE_KEY"
+        )
+    sent = inspect.getsource(cli_account_auth_interceptor.CliAccountAuthHttpInterceptor)
+    assert '"Authorization": f"Bearer {access_token}"' in sent
+    assert "_format_flower_error" in inspect.getsource(utils.flwr_cli_exc_handler)
 
 
 def test_a_task_still_has_to_be_asked_for_with_the_secret() -> None:

@@ -1,24 +1,23 @@
 """How does a coordinator's process get a run on a link, and lose it in order?
 
 The rules: a Flower run is transport: what is trained, and how far it is, is in the run directory,
-so a new start means a new Flower run, under a bundle that holds no code. What an earlier one left
-behind is stopped. Whatever a link answers has one of our names.
+so a new start means a new Flower run, under a bundle that holds no code. One that Flower's command
+asked for and that waits for this very directory is taken; what an earlier one left behind is
+stopped. Whatever a link answers has one of our names.
 """
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.cli.build import build_fab_from_disk
+from flwr.common.constant import Status, SubStatus
 from flwr.common.serde import run_from_proto
-from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
-from flwr.proto.fab_pb2 import Fab
+from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullTaskInputRequest,
@@ -35,39 +34,28 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.errors import NetworkError
+from common.errors import NetworkError, PrivetError
 from server.link.superlink.app import HEARTBEAT_SECONDS
 from server.link.superlink.grid import LinkGrid, only_there, patient
+from server.link.superlink.transport import start
+from server.stopping import Stopped
+from server.thin_app import RUN
 
-THIN_APP = """\
-[project]
-name = "privet-run"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "privet"
-
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-
-[tool.flwr.app.config]
-server-home = ""
-"""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
 @contextlib.contextmanager
-def run_on(address: str, secret: bytes, *, patience: float = 45.0) -> Iterator[LinkGrid]:
-    """A new Flower run on a link, and its Grid; what an earlier one left behind is stopped.
+def run_on(
+    address: str, secret: bytes, *, run: Path | None = None, patience: float = 45.0
+) -> Iterator[LinkGrid]:
+    """A Flower run on a link, and its Grid; what an earlier one left behind is stopped.
 
     Flower's runs are transport: what is trained, and how far it is, is in the run directory.
 
     Args:
         address: ``host:port`` of the link's loopback interface.
         secret: the link's executor secret.
+        run: the directory whose rounds it is for; Flower's command sees and stops it by that.
         patience: seconds that the link may be away for, such as for a restart. Flower forgets a
             task of whom it heard nothing for a minute.
 
@@ -79,10 +67,7 @@ def run_on(address: str, secret: bytes, *, patience: float = 45.0) -> Iterator[L
             address, True, None, [], retry_invoker=patient(patience)
         ) as control:
             only_there(control, secret)
-            for run in control.ListRuns(ListRunsRequest()).run_dict.values():
-                if run.status.status != "finished":
-                    control.StopRun(StopRunRequest(run_id=run.run_id))
-            run_id = control.StartRun(StartRunRequest(fab=_thin_bundle())).run_id
+            run_id = _one(control, str(run.resolve()) if run else "")
         grid = LinkGrid(address, secret, _claim(address, secret, run_id, patience), patience)
         task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
@@ -91,18 +76,37 @@ def run_on(address: str, secret: bytes, *, patience: float = 45.0) -> Iterator[L
     ended = threading.Event()
     heart = threading.Thread(target=_beat, args=(grid, ended), daemon=True)
     heart.start()
-    status = "failed"
+    status, why = SubStatus.FAILED, ""
     try:
         with _refused(address):
             yield grid
-        status = "completed"
+        status = SubStatus.COMPLETED
+    except PrivetError as error:
+        status = SubStatus.STOPPED if isinstance(error, Stopped) else status
+        why = error.message
+        raise
     finally:
         ended.set()
         heart.join(HEARTBEAT_SECONDS)
         grid._retry_invoker.max_tries = 1
         with contextlib.suppress(httpx.HTTPError, RunNotRunningException):
-            grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status))
+            output = PushTaskOutputRequest(sub_status=status, details=why)
+            grid._runtime_client.PushTaskOutput(output)
         grid.close()
+
+
+def _one(control: ControlHttpClient, path: str) -> int:
+    """The Flower run that waits for this directory, or a new one; all others are stopped."""
+    found = 0
+    for run in control.ListRuns(ListRunsRequest()).run_dict.values():
+        if run.status.status == Status.FINISHED:
+            continue
+        waits = run.status.status == Status.PENDING and run.override_config[RUN].string == path
+        if path and waits and not found:
+            found = run.run_id
+        else:
+            control.StopRun(StopRunRequest(run_id=run.run_id))
+    return found or int(control.StartRun(start(path)).run_id)
 
 
 def _claim(address: str, secret: bytes, run_id: int, patience: float) -> str:
@@ -154,11 +158,3 @@ def _lost(address: str, why: str) -> NetworkError:
         hint="see that `privet server start` runs; then `privet server resume` goes on",
         code="link-lost",
     )
-
-
-def _thin_bundle() -> Fab:
-    """A bundle without code: Flower wants one for a run; no node fetches it."""
-    with tempfile.TemporaryDirectory(prefix="privet-") as folder:
-        (Path(folder) / "pyproject.toml").write_text(THIN_APP)
-        content = build_fab_from_disk(Path(folder))
-    return Fab(content=content)
