@@ -181,9 +181,11 @@ def test_flwr_runs_lists_stops_and_follows_a_run_and_no_code_of_its_app_is_run(
         assert "no code of the app is used" in said
         first = operator.listed()[0]
         assert f"Successfully started run {first['id']}" in said
+        wait_until(lambda: operator.listed()[0] == {**first, "status": "running:"})
+        operator.network.kill("link", signal.SIGTERM)
+        operator.network.start_link()  # what it began goes on, and it knows that
         refused = operator.post("start-run", start_request(other))
         assert (refused.status_code, code(refused)) == (412, "link-in-use")
-        wait_until(lambda: operator.listed()[0] == {**first, "status": "running:"})
         assert "successfully stopped" in operator.flwr("stop", first["id"], "privet")
     followed = operator.flwr("log", first["id"], "privet").splitlines()
     done = len(rounds(home))
