@@ -5,6 +5,9 @@ length is believed only within that. The parts are objects of Flower's, which bu
 is made of chunks, and may name one of them many times. So what they say of one another is added up
 before any is built.
 
+A node takes its messages and gives its replies so, on a path each, and says in between that it is
+there.
+
 An object is ``KIND CHILD,CHILD,… LENGTH``, a zero byte, and a body (flwr 1.41, ``inflatable``); its
 name is the SHA-256 of all that.
 """
@@ -18,6 +21,8 @@ from dataclasses import dataclass
 from common.canonical import digest
 from common.errors import TrustError
 
+TAKE, GIVE = "/privet/v1/take", "/privet/v1/give"
+HEARTBEAT_SECONDS = 10.0  # the shortest that Flower takes of a node; it forgets it after two
 LENGTH = 4  # bytes of a length, big-endian
 MOST_PARTS = 1000  # of one message: a model of a few hundred arrays
 MOST_BYTES = 256 * 1024 * 1024  # that a message may be, and become

@@ -22,6 +22,7 @@ from common.errors import TrustError
 from common.nodekey import NodeKey, NodePublicKey
 
 SEAL_HEADER, EPOCH_HEADER = "privet-seal", "privet-epoch"
+AFTER_HEADER = "privet-after"  # beside an epoch: the counter that a node has to go beyond
 WINDOW = 256  # counters that may overtake each other: requests on a few connections
 MAX_SEAL = 400  # characters of the header; a signature takes at most 72 bytes
 _DOMAIN = b"privet node request v1"

@@ -50,14 +50,21 @@ from google.protobuf.message import DecodeError
 from common.errors import NetworkError, TrustError
 from common.invitation import Address
 from common.nodekey import NodeKey
-from common.parcel import MOST_BYTES, MOST_PARTS, batches, check_size, pack, unpack
-from common.seal import EPOCH_HEADER, SEAL_HEADER, Sealer
+from common.parcel import (
+    GIVE,
+    HEARTBEAT_SECONDS,
+    MOST_BYTES,
+    MOST_PARTS,
+    TAKE,
+    batches,
+    check_size,
+    pack,
+    unpack,
+)
+from common.seal import AFTER_HEADER, EPOCH_HEADER, SEAL_HEADER, Sealer
 
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its import makes it debug
 
-TAKE, GIVE = "/privet/v1/take", "/privet/v1/give"
-AFTER_HEADER = "privet-after"
-HEARTBEAT_SECONDS = 10.0  # the shortest that Flower takes; it forgets a node after two
 PATIENCE_SECONDS = 60.0  # that a server which went away in the middle is waited for
 RETRY_SECONDS = 0.3
 MAX_ANSWER = MOST_BYTES + 1024 * 1024  # bytes of an answer

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from common.parcel import frame
+from common.parcel import GIVE, TAKE, frame
 from server.link.superlink.beats import NOTE_SECONDS
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("privet.link")
 
-TAKE, GIVE = "/privet/v1/take", "/privet/v1/give"  # a node's
-ACTIVATE, DEACTIVATE, BEAT = (
+ACTIVATE, DEACTIVATE, BEAT = (  # a node's, as TAKE and GIVE are
     f"/v1/fleet/{name}" for name in ("activate-node", "deactivate-node", "send-node-heartbeat")
 )
 SEND, COLLECT = "/privet/v1/send", "/privet/v1/collect"  # the coordinator's

@@ -9,8 +9,8 @@ from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.link.fleet import HEARTBEAT_SECONDS
 from common.nodekey import NodeKey
+from common.parcel import HEARTBEAT_SECONDS
 
 
 def test_flowers_client_is_still_built_and_called_as_we_do() -> None:

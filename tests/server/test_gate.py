@@ -12,10 +12,10 @@ import pytest
 
 from common.errors import TrustError
 from common.nodekey import NodeKey
+from common.parcel import GIVE, TAKE
 from common.seal import EPOCH_HEADER, SEAL_HEADER, Sealer
 from server.link.gate import ROUTES, Gate, RequestLimits
 from server.link.listener import CONNECTION
-from server.link.waking import GIVE, TAKE
 
 KEY_HEADER = "flwr-public-key"
 BODY = b"a request"

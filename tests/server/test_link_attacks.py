@@ -23,6 +23,7 @@ from client.joining import Clock, join
 from client.link.fleet import Fleet, NotAdmitted, Unreachable
 from common.errors import TrustError
 from common.nodekey import NodeKey
+from common.parcel import TAKE
 from server.federation.authority import Authority
 from server.federation.invitations import Invitations
 from server.link.gate import ROUTES
@@ -34,7 +35,6 @@ from tests.server.doorway import Door as Devices
 from tests.server.test_link import admitted
 
 pytestmark = pytest.mark.slow
-TAKE = "/privet/v1/take"
 MOST_MEMORY = 64  # MiB that an attack may cost
 EARLIER = Clock(now=lambda: time.time() - DAY)
 

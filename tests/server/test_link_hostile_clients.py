@@ -29,8 +29,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.link.fleet import GIVE, Fleet, RunEnded
-from common.parcel import MOST_PARTS, pack
+from client.link.fleet import Fleet, RunEnded
+from common.parcel import GIVE, MOST_PARTS, pack
 from common.seal import SEAL_HEADER, Sealer
 from server.link.place import Place
 from server.link.superlink.grid import LinkGrid

@@ -27,12 +27,12 @@ from flwr.superlink.main import create_app
 from sqlalchemy.exc import SQLAlchemyError
 
 from common.errors import TrustError
+from common.parcel import HEARTBEAT_SECONDS
 
 log = logging.getLogger("privet.link")
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its import makes it debug
 
 KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
-HEARTBEAT_SECONDS = 10.0  # the shortest that Flower takes of a node; it forgets it after two
 
 
 def superlink_app(database: Path, secret: bytes) -> FastAPI:

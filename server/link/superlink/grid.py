@@ -34,8 +34,7 @@ from flwr.supercore.retry import RetryInvoker
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.superlink.grid import HttpGrid
 
-from common.parcel import MOST_PARTS, batches, check_size, pack, unpack
-from server.link.superlink.app import HEARTBEAT_SECONDS
+from common.parcel import HEARTBEAT_SECONDS, MOST_PARTS, batches, check_size, pack, unpack
 from server.link.superlink.parcels import BATCH
 from server.link.waking import COLLECT, LIMIT_HEADER, LINK_HEADER, SECRET_HEADER, SEND
 

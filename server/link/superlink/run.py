@@ -35,7 +35,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import NetworkError, PrivetError
-from server.link.superlink.app import HEARTBEAT_SECONDS
+from common.parcel import HEARTBEAT_SECONDS
 from server.link.superlink.grid import LinkGrid, only_there, patient
 from server.link.superlink.transport import start
 from server.stopping import Stopped
