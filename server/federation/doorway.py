@@ -9,6 +9,7 @@ application knows no other path; a public listener mounts it as it is.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -18,6 +19,7 @@ from typing import Any
 from common.canonical import encode
 from common.enrolment import ABOUT_PATH, CHALLENGE_PATH, MAX_BYTES, PATHS
 from common.errors import PrivetError, TrustError
+from server.bucket import Bucket
 from server.federation.doorkeeper import Doorkeeper
 
 Scope = MutableMapping[str, Any]
@@ -54,9 +56,10 @@ class Doorway:
         rate: Rate | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._doorkeeper, self._rate, self._now = doorkeeper, rate or Rate(), now
-        self._all = (float(self._rate.all_burst), now())
-        self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._doorkeeper, self._rate = doorkeeper, rate or Rate()
+        self._bucket = functools.partial(Bucket, now=now)
+        self._all = self._bucket(self._rate.all_each_second, self._rate.all_burst)
+        self._peers: OrderedDict[str, Bucket] = OrderedDict()
         self._one = asyncio.Lock()  # signatures and disk, one stranger at a time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,18 +100,11 @@ class Doorway:
 
     def _may(self, peer: str) -> bool:
         """Whether this peer may ask once more, and everybody together."""
-        rate, now = self._rate, self._now()
-        left, last = self._peers.pop(peer, (float(rate.burst), now))
-        left = min(float(rate.burst), left + (now - last) * rate.each_second)
-        total = min(
-            float(rate.all_burst), self._all[0] + (now - self._all[1]) * rate.all_each_second
-        )
-        allowed = left >= 1 and total >= 1
-        self._all = (total - allowed, now)
-        self._peers[peer] = (left - allowed, now)
+        own = self._peers.pop(peer, None) or self._bucket(self._rate.each_second, self._rate.burst)
+        self._peers[peer] = own  # the last of them
         while len(self._peers) > MAX_PEERS:
             self._peers.popitem(last=False)
-        return allowed
+        return own.any and self._all.take() and own.take()
 
 
 class _TooLarge(Exception):

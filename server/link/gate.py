@@ -14,7 +14,6 @@ import base64
 import hashlib
 import logging
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,13 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common.enrolment import PATHS
 from common.errors import TrustError
 from common.nodekey import NodePublicKey
-from common.seal import EPOCH_HEADER, SEAL_HEADER, Replays, Seal
+from common.parcel import GIVE, TAKE
+from common.seal import AFTER_HEADER, EPOCH_HEADER, SEAL_HEADER, Replays, Seal
+from server.bucket import Bucket
 from server.link.listener import CONNECTION, Connection
-from server.link.waking import ACTIVATE, BEAT, DEACTIVATE, GIVE, TAKE, Barred, Waking
+from server.link.waking import ACTIVATE, BEAT, DEACTIVATE, Barred, Waking
 
 log = logging.getLogger("privet.link")
 
-AFTER_HEADER = "privet-after"
 MOST_HEADERS = 16 * 1024  # bytes
 SMALL = 64 * 1024  # bytes of a body that a node may send several of at a time
 # Registering, unregistering, bundles and runs are the operator's business: not served in public.
@@ -51,28 +51,6 @@ class RequestLimits:
     body_seconds: float = 10.0
     rate: float = 100.0
     burst: float = 1000.0
-
-
-class Bucket:
-    """A token bucket: ``rate`` a second, ``burst`` at once."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst, self._left = rate, burst, burst
-        self._at = time.monotonic()
-
-    def take(self) -> bool:
-        now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-    @property
-    def full(self) -> bool:
-        """Whether it may be forgotten: nothing of its past matters any more."""
-        return self._left + (time.monotonic() - self._at) * self._rate >= self._burst
 
 
 @dataclass

@@ -28,13 +28,14 @@ from starlette.types import ASGIApp
 from common import durable
 from common.errors import InputError, OperationError, PrivetError, TrustError
 from common.keys import KeyDirectory
+from server.bucket import Bucket
 from server.federation.authority import TLS
 from server.federation.directory import Federation
 from server.federation.doorkeeper import Doorkeeper
 from server.federation.doorway import Doorway
 from server.home import ServerHome
 from server.link.desk import Desk, Process
-from server.link.gate import Bucket, Gate, RequestLimits
+from server.link.gate import Gate, RequestLimits
 from server.link.inside import Inside
 from server.link.listener import ConnectionLimits, Listener
 from server.link.place import LOOPBACK, Place
