@@ -40,6 +40,14 @@ def show(format_: Format, data: dict[str, Any], text: Callable[[], None]) -> Non
         text()
 
 
+def fields(data: dict[str, Any]) -> None:
+    """Print what there is, one field a line."""
+    for key, value in data.items():
+        if value is not None:
+            shown = ", ".join(value) if isinstance(value, list) else value
+            print(f"{key.replace('_', ' '):<18}{shown}")
+
+
 def show_wrong(
     format_: Format, data: dict[str, Any], text: Callable[[], None], error: dict[str, str]
 ) -> None:

@@ -202,7 +202,7 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
         TrustError: what the clients signed does not add up.
     """
     home = ServerHome.read(run)
-    federation = _federation(home)
+    federation = Federation.read(home.deployed())
     checkpoint = _ended(home)
     if federation.approver != approver.fingerprint:
         raise InputError(
@@ -259,15 +259,6 @@ def _ended(home: ServerHome) -> Checkpoint:
             code="not-ended",
         )
     return checkpoint
-
-
-def _federation(home: ServerHome) -> Federation:
-    if home.federation is None:
-        raise InputError(
-            f"{home.path} is a simulated run, which was released when it ended",
-            code="not-in-a-federation",
-        )
-    return Federation.read(home.federation)
 
 
 def _ledgers(home: ServerHome, checkpoint: Checkpoint, coordinator: SigningKey) -> Ledgers:
@@ -414,7 +405,7 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
         TrustError: the approver's signatures are missing, or are of other files. Nothing changed.
     """
     home = ServerHome.read(run)
-    federation = _federation(home)
+    federation = Federation.read(home.deployed())
     coordinator = home.signing_key()
     trust = Trust(
         signers={COORDINATOR: coordinator.public.fingerprint, APPROVER: federation.approver},

@@ -70,6 +70,21 @@ class ServerHome:
         member = self.members.get(client)
         return member is not None and (self._registry is None or self._registry.counts(member))
 
+    def deployed(self) -> Path:
+        """The directory of the federation whose run this is.
+
+        Raises:
+            InputError: ``not-in-a-federation``: it is a simulated one.
+        """
+        if self.federation is None:
+            raise InputError(
+                f"{self.path} is a simulated run, and has no federation",
+                hint="privet server create makes a run of enrolled clients; "
+                "a simulated one is released when it ends",
+                code="not-in-a-federation",
+            )
+        return self.federation
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"

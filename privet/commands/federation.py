@@ -54,7 +54,7 @@ def init(
     place = keys or directory.with_name(f"{directory.name}.keys")
     federation = Federation.create(directory, place, Address.parse(address), name or ())
     data = _identity(federation)
-    output.show(format_, data, lambda: _print_identity(data))
+    output.show(format_, data, lambda: output.fields(data))
 
 
 @app.command("about")
@@ -75,7 +75,7 @@ def about(
     if out is not None:
         durable.replace(out, here.about().sign(here.signing_key()))
         data["file"] = str(out)
-    output.show(format_, data, lambda: _print_identity(data))
+    output.show(format_, data, lambda: output.fields(data))
 
 
 @app.command("approver")
@@ -148,7 +148,7 @@ def approve_request(
     join = admit_request(here, SignedJoin.decode(read_small(file)))
     data = request_json(join)
     if format_ is Format.text:
-        _print_fields(data)
+        output.fields(data)
     if not yes and not (
         format_ is Format.text
         and sys.stdin.isatty()
@@ -229,7 +229,7 @@ def rotate(
         here = Federation.read(federation).with_names(name or ())
         made = here.authority().issue(here.names)
     data = {"names": list(made.names), "ends": made.ends.isoformat(), "serial": f"{made.serial:x}"}
-    output.show(format_, data, lambda: _print_fields(data))
+    output.show(format_, data, lambda: output.fields(data))
 
 
 @app.command("create")
@@ -252,7 +252,7 @@ def create(
         "clients": sorted(home.members),
         "signed_plan": str(directory / PLAN_ENVELOPE),
     }
-    output.show(format_, data, lambda: _print_fields(data))
+    output.show(format_, data, lambda: output.fields(data))
 
 
 @approver_app.command("init")
@@ -311,16 +311,6 @@ def _time(seconds: int) -> str:
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _print_identity(data: dict[str, Any]) -> None:
-    _print_fields({key: value for key, value in data.items() if value is not None})
-
-
-def _print_fields(data: dict[str, Any]) -> None:
-    for key, value in data.items():
-        shown = ", ".join(value) if isinstance(value, list) else value
-        print(f"{key.replace('_', ' '):<18}{shown}")
 
 
 def _print_nodes(data: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def request(
     asked, signed = work(site, name, read_small(about), federation.lower())
     durable.replace(out, signed)
     result = {**request_json(asked), "file": str(out)}
-    output.show(format_, result, lambda: _print_fields(result))
+    output.show(format_, result, lambda: output.fields(result))
 
 
 @app.command("accept")
@@ -165,10 +165,4 @@ def _show(home: Home, format_: Format) -> None:
         "owner": home.owner.fingerprint,
         "enrolled": enrolment.enrolled,
     }
-    output.show(format_, result, lambda: _print_fields(result))
-
-
-def _print_fields(result: dict[str, Any]) -> None:
-    for key, value in result.items():
-        if value is not None:
-            print(f"{key.replace('_', ' '):<14}{value}")
+    output.show(format_, result, lambda: output.fields(result))

@@ -63,7 +63,7 @@ def may_be_started(path: Path, place: Place) -> ServerHome:
     path = path.resolve()
     home = ServerHome.read(_only_ours(path))
     here = place.federation.path
-    if _federation(home).resolve() != here.resolve():
+    if home.deployed().resolve() != here.resolve():
         raise InputError(
             f"{path} is a run of another federation",
             hint=f"this link is that of {here}",
@@ -128,19 +128,9 @@ def _only_ours(path: Path) -> Path:
 
 
 def _place(home: ServerHome) -> Place:
-    place = Place(Federation.read(_federation(home)))
+    place = Place(Federation.read(home.deployed()))
     place.inside()
     return place
-
-
-def _federation(home: ServerHome) -> Path:
-    if home.federation is None:
-        raise InputError(
-            f"{home.path} is a simulated run, and has no federation",
-            hint="privet server create makes a run of enrolled clients",
-            code="not-in-a-federation",
-        )
-    return home.federation
 
 
 def _begun(home: ServerHome) -> bool:
