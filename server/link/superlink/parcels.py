@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -34,25 +33,22 @@ from flwr.proto.runtime_pb2 import (
     PullAppMessagesResponse,
     PushAppMessagesRequest,
 )
-from flwr.supercore.error import FlowerError
-from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.inflatable.inflatable_object import get_object_id, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
-from google.protobuf.message import DecodeError
-from sqlalchemy.exc import OperationalError
 
 from common.errors import TrustError
-from common.parcel import MOST_BYTES, MOST_PARTS, Part, pack, unpack
+from common.parcel import MOST_PARTS, pack
 from server.link.superlink.beats import Beats
+from server.link.superlink.coming import Coming
+from server.link.superlink.handlers import flower, open_parcel, parse
 from server.link.waking import Barred
 
 log = logging.getLogger("privet.link")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-SPOOL = 4 * 1024 * 1024  # bytes of a reply that is not whole yet; the rest is in a file
 BATCH = 16 * 1024 * 1024  # bytes that the coordinator collects at once, or one reply
 
 
@@ -75,37 +71,6 @@ class _Reply:
     tree: ObjectTree
     size: int = 0
     parts: dict[str, bytes] = field(default_factory=dict)
-
-
-class _Coming:
-    """A reply on its way in: what it is to be, and the parts that are here."""
-
-    def __init__(self, head: bytes) -> None:
-        self.head, self.size = head, 0
-        self.places: dict[str, tuple[int, int]] = {}
-        self.file = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115  (see _drop)
-
-    def take(self, data: bytes, tree: Mapping[str, tuple[str, ...]]) -> None:
-        """Keep a part, if it was announced, and is what was announced.
-
-        Raises:
-            TrustError: it is not, or there is too much.
-        """
-        part = Part.read(data)
-        if part.name in self.places:
-            return
-        if tree.get(part.name) != part.children:
-            raise TrustError("another part than was announced", code="malformed")
-        self.size += len(data)
-        if self.size > MOST_BYTES:
-            raise TrustError("a reply that is too large", code="too-large")
-        self.places[part.name] = (self.file.seek(0, 2), len(data))
-        self.file.write(data)
-
-    def part(self, name: str) -> bytes:
-        start, length = self.places[name]
-        self.file.seek(start)
-        return self.file.read(length)
 
 
 def _at_once(method: Callable[Concatenate[Parcels, P], R]) -> Callable[Concatenate[Parcels, P], R]:
@@ -132,7 +97,7 @@ class Parcels:
         self.state = app.state.linkstate_factory.state()
         self.beats = Beats(self.state)
         self._given: dict[bytes, Taken] = {}
-        self._coming: dict[bytes, _Coming] = {}
+        self._coming: dict[bytes, Coming] = {}
         self._replies: dict[int, dict[str, _Reply]] = {}
         self._collecting = threading.Lock()
 
@@ -146,7 +111,7 @@ class Parcels:
             key: the node's public key.
             body: a ``PullMessagesRequest`` whose ``message_ids`` are what it has got.
         """
-        request = _parse(PullMessagesRequest, body)
+        request = parse(PullMessagesRequest, body)
         self._check_node(key, request.node.node_id)
         last = self._given.get(key)
         if last is not None:
@@ -198,14 +163,14 @@ class Parcels:
         Args:
             body: a parcel: a ``PushMessagesRequest``, and parts of what it announces.
         """
-        parts = _open(body)
-        request = _parse(PushMessagesRequest, parts[0])
+        parts = open_parcel(body)
+        request = parse(PushMessagesRequest, parts[0])
         self._check_node(key, request.node.node_id)
         tree = self._announced(request)
         coming = self._coming.get(key)
         if coming is None or coming.head != parts[0]:
             self._drop(key)
-            coming = self._coming[key] = _Coming(parts[0])
+            coming = self._coming[key] = Coming(parts[0])
         try:
             for data in parts[1:]:
                 coming.take(data, tree)
@@ -241,11 +206,11 @@ class Parcels:
             found[part.object_id] = tuple(child.object_id for child in part.children)
         return found
 
-    def _finish(self, request: Any, coming: _Coming) -> None:
+    def _finish(self, request: Any, coming: Coming) -> None:
         """Give a whole reply to Flower."""
         del request.clientapp_runtime_list[:]  # a node's word, and nobody's business
         request.clientapp_runtime_list.append(0.0)
-        answer = _flower(fleet_handlers.push_messages, request, self.state)
+        answer = flower(fleet_handlers.push_messages, request, self.state)
         run = request.messages_list[0].metadata.run_id
         for name in answer.objects_to_push:
             self.state.store_object(run, answer.session_id, name, coming.part(name))
@@ -261,18 +226,18 @@ class Parcels:
 
         Flower would refuse a node that was killed and restarted until its heartbeats were missed.
         """
-        request = _parse(ActivateNodeRequest, body)
+        request = parse(ActivateNodeRequest, body)
         node = self.state.get_node_id_by_public_key(key)
         if request.public_key != key or node is None:
             raise Barred(401)
         self.state.deactivate_node(node)
-        answer = _flower(fleet_handlers.activate_node, request, self.state)
+        answer = flower(fleet_handlers.activate_node, request, self.state)
         self.beats.know(key, answer.node_id)
         return bytes(answer.SerializeToString())
 
     def beat(self, key: bytes, body: bytes) -> bytes:
         """A node is still there."""
-        request = _parse(SendNodeHeartbeatRequest, body)
+        request = parse(SendNodeHeartbeatRequest, body)
         node, interval = request.node.node_id, request.heartbeat_interval
         if not HEARTBEAT_MIN_INTERVAL <= interval <= HEARTBEAT_MAX_INTERVAL:
             raise Barred(400)
@@ -286,10 +251,10 @@ class Parcels:
     @_at_once
     def deactivate(self, key: bytes, body: bytes) -> bytes:
         """A node says that it goes."""
-        request = _parse(DeactivateNodeRequest, body)
+        request = parse(DeactivateNodeRequest, body)
         self._check_node(key, request.node_id)
         self.beats.forget(key)
-        answer = _flower(fleet_handlers.deactivate_node, request, self.state)
+        answer = flower(fleet_handlers.deactivate_node, request, self.state)
         return bytes(answer.SerializeToString())
 
     def forget(self, keys: set[bytes]) -> None:
@@ -314,9 +279,9 @@ class Parcels:
             body: a parcel: a ``PushAppMessagesRequest``, and parts.
         """
         task = self._task(token)
-        parts = _open(body)
-        request = _parse(PushAppMessagesRequest, parts[0])
-        answer = _flower(runtime_handlers.push_messages, request, self.state, task)
+        parts = open_parcel(body)
+        request = parse(PushAppMessagesRequest, parts[0])
+        answer = flower(runtime_handlers.push_messages, request, self.state, task)
         return self._store(answer, task.run_id, parts[1:])
 
     @_at_once
@@ -329,7 +294,7 @@ class Parcels:
             limit: bytes that a reply may have; of a larger one only the proto is given.
         """
         task = self._task(token)
-        request = _parse(PullAppMessagesRequest, body)
+        request = parse(PullAppMessagesRequest, body)
         with self._collecting:
             waiting = self._replies.setdefault(task.run_id, {})
             # What was given out once is unknown to the SuperLink from then on.
@@ -337,7 +302,7 @@ class Parcels:
             names = [name for name in request.message_ids if name not in known]
             if names:
                 ask = PullAppMessagesRequest(message_ids=names)
-                answer = _flower(runtime_handlers.pull_messages, ask, self.state, task)
+                answer = flower(runtime_handlers.pull_messages, ask, self.state, task)
                 pairs = zip(answer.messages_list, answer.message_object_trees, strict=True)
                 for proto, tree in pairs:
                     waiting[proto.metadata.message_id] = _Reply(proto, tree)
@@ -396,32 +361,3 @@ class Parcels:
         del answer.objects_to_push[:]
         answer.objects_to_push.extend(wanted)
         return bytes(answer.SerializeToString())
-
-
-def _open(body: bytes) -> list[bytes]:
-    try:
-        parts = unpack(body, MOST_PARTS)
-    except TrustError as error:
-        raise Barred(400) from error
-    if not parts:
-        raise Barred(400)
-    return parts
-
-
-def _parse(kind: Any, body: bytes) -> Any:
-    try:
-        return kind.FromString(body)
-    except DecodeError as error:
-        raise Barred(400) from error
-
-
-def _flower(handler: Any, *arguments: Any) -> Any:
-    try:
-        return handler(*arguments)
-    except FlowerError as error:
-        raise Barred(API_ERROR_MAP[error.code].http_status_code) from error
-    except OperationalError as error:
-        raise Barred(503) from error
-    except Exception as error:  # hostile bytes, in code that is not ours
-        log.warning("Flower could not take a request: %s", type(error).__name__)
-        raise Barred(400) from error
