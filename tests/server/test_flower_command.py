@@ -138,7 +138,7 @@ class Operator:
         return self.knock(f"/v1/control/{route}", message.SerializeToString(), headers)
 
     def knock(self, path: str, body: bytes, headers: Any) -> httpx.Response:
-        with httpx.Client(trust_env=False, timeout=30) as client:
+        with httpx.Client(trust_env=False, timeout=120) as client:
             return client.post(f"http://{self.place.inside()}{path}", content=body, headers=headers)
 
 
