@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from audit.explain import curve, explain, unprotected
+from audit.explain import explain, unprotected
 from audit.findings import NOISE_ADDED_BY, PROTECTS, repeatable
+from audit.meaning import curve
 from audit.recompute import LIBRARY_RDP, OWN_RDP, PLD, Recomputation
 from audit.verify import Verdict, exposure
 from audit.wording import plain, ranges, up

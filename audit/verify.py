@@ -24,6 +24,8 @@ from common.bundle import SIGNERS, Bundle, Trust
 from common.canonical import Json, digest, encode, number, parse_number
 from common.errors import PlanError, TrustError
 from common.keys import PublicKey
+from common.lineage import MODEL
+from common.lineage import read as read_lineage
 from common.plan import Plan
 from common.privacy import accountant
 from common.privacy.events import ADJACENCY, Event
@@ -107,6 +109,7 @@ def check(bundle: Bundle, trust: Trust | None, *, signatures: int) -> Verdict:
     plan = _plan(bundle.plan, coordinator)
     try:
         _check_claims(plan, claims)
+        read_lineage(claims["lineage"], subjects[MODEL])
         spends = [
             check_ledger(
                 pseudonym,

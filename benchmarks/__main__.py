@@ -16,6 +16,7 @@ NAMES = (
     "grid",
     "personal",
     "serving",
+    "smaller",
 )
 
 if __name__ == "__main__":

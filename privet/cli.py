@@ -25,6 +25,7 @@ from privet.commands import (
     publishing,
     release,
     server,
+    shrinking,
 )
 from privet.commands.options import FormatOption, QuietOption
 from privet.commands.simulate import simulate
@@ -47,7 +48,13 @@ app.add_typer(device.app, name="device")
 app.add_typer(server.app, name="server")
 app.add_typer(federation.approver_app, name="approver")
 app.add_typer(release.app, name="release")
-_ = joining, doctor, link, publishing  # these add their commands to those of client and server
+_ = (
+    joining,
+    doctor,
+    link,
+    publishing,
+    shrinking,
+)  # these add their commands to those of client and server
 
 
 def main() -> None:

@@ -5,27 +5,31 @@ bounded and well-formed; whether it is true is for :mod:`privet.publishing`.
 
     PROPOSAL/  bundle/  the plan, the statement with one signature, ledgers and heads
                model.safetensors, model.onnx, known-answers.json
+               parents/SHA256.onnx, of a model that was made smaller
                root.json, before the first release; proposal.json, written last
     APPROVAL/  statement.dsse.json, targets.json, root.json; with the approver's signatures
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from audit.verify import Verdict
 from common import durable
 from common.bundle import Bundle
-from common.canonical import CanonicalError, decode, encode
+from common.canonical import CanonicalError, decode, digest, encode
 from common.config import Table
 from common.errors import InputError
 from common.inference import KnownAnswers
+from common.lineage import MOST_STEPS
 from privet.releasing import Artifacts, release_of
 from server.release.release import ANSWERS, MODEL, STATEMENT, WEIGHTS, Release
 
 SCHEMA_VERSION = 1
 PROPOSAL, ROOT, TARGETS, BUNDLE = "proposal.json", "root.json", "targets.json", "bundle"
+PARENTS = "parents"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Proposal:
         bundle: with one signature on its statement.
         weights, model, answers: the files, as they are released.
         root: root metadata to sign; None: the repository is there.
+        parents: what the model was made from, step by step, by SHA-256.
     """
 
     version: int
@@ -47,6 +52,7 @@ class Proposal:
     model: bytes
     answers: bytes
     root: bytes | None
+    parents: Mapping[str, bytes] = field(default_factory=dict)
 
     def release(self, verdict: Verdict, statement: bytes) -> Release:
         """The release that these values are, under a statement that both have signed."""
@@ -61,6 +67,10 @@ class Proposal:
         files = {WEIGHTS: self.weights, MODEL: self.model, ANSWERS: self.answers}
         if self.root is not None:
             files[ROOT] = self.root
+        if self.parents:
+            files.update({f"{PARENTS}/{name}.onnx": data for name, data in self.parents.items()})
+            with durable.disk_errors(path):
+                (path / PARENTS).mkdir(exist_ok=True)
         for name, data in files.items():
             durable.replace(path / name, data)
         document = {
@@ -82,6 +92,7 @@ class Proposal:
             table = Table(decode(_read(path, PROPOSAL)), source=str(path / PROPOSAL))
             weights, model, answers = (_read(path, name) for name in (WEIGHTS, MODEL, ANSWERS))
             root = _read(path, ROOT) if (path / ROOT).exists() else None
+            parents = _parents(path / PARENTS)
         except (OSError, CanonicalError) as error:
             raise InputError(
                 f"{path} is not a proposal: {error}",
@@ -92,7 +103,7 @@ class Proposal:
         version, simulated = table.integer("version", low=1, high=2**31), table.flag("simulated")
         table.done()
         bundle = Bundle.read(path / BUNDLE)
-        return cls(version, simulated, bundle, weights, model, answers, root)
+        return cls(version, simulated, bundle, weights, model, answers, root, parents)
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,16 @@ class Approval:
                 hint="privet approver approve makes one of a proposal",
                 code="no-approval",
             ) from error
+
+
+def _parents(path: Path) -> dict[str, bytes]:
+    """Model files by digest: which they ought to be is checked later."""
+    if not path.exists():
+        return {}
+    names = [file.name for file in path.iterdir()]
+    if len(names) > MOST_STEPS:
+        raise InputError(f"{path} holds more files than a lineage has steps", code="too-large")
+    return {digest(data): data for data in (_read(path, name) for name in names)}
 
 
 def _read(path: Path, name: str) -> bytes:

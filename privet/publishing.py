@@ -10,27 +10,30 @@ travels is in :mod:`privet.proposal`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from audit.recompute import recompute
 from audit.verify import Verdict, check
 from common.bundle import Bundle, Trust
+from common.canonical import digest
+from common.data.schema import Schema
 from common.errors import InputError, TrustError
-from common.inference import KnownAnswers
+from common.inference import KnownAnswers, Session
 from common.keys import PublicKey, SigningKey
+from common.lineage import SYNTHETIC
+from common.lineage import read as read_lineage
 from common.models.networks import load_parameters
-from common.models.preprocess import ServingModel
 from common.models.registry import build
+from common.plan import Plan
 from common.statement import Envelope
 from common.wire import unpack_arrays
 from privet.proposal import BUNDLE, Approval, Proposal
-from privet.releasing import Ledgers, artifacts_of, own_ledger, propose
+from privet.releasing import Ledgers, artifacts_of, exported, own_ledger, propose
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.federation.directory import Federation, federation_of
 from server.federation.founding import PLAN_ENVELOPE
@@ -40,8 +43,12 @@ from server.release.ledgers import kept, missing
 from server.release.release import assemble, subjects
 from server.release.repository import Repository
 from server.release.roots import Roles, draft_root, roles_in, sign_root
+from server.release.smaller.compare import Rule
+from server.release.smaller.data import Tuning, synthetic
+from server.release.smaller.shrink import Shrunk, measured_again
 from simulations.population import APPROVER
 
+Records = Callable[[Schema], Tuning | None]
 TRUST = "trust.json"  # in a run's directory, beside the bundle
 
 
@@ -98,8 +105,16 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
         ledgers=ledgers.chains,
         heads={name: note.encode() for name, note in ledgers.heads.items()},
     )
-    answers = artifacts.answers.encode()
-    return Proposal(version, simulated, bundle, artifacts.weights, artifacts.model, answers, root)
+    return Proposal(
+        version,
+        simulated,
+        bundle,
+        artifacts.weights,
+        artifacts.model,
+        artifacts.answers.encode(),
+        root,
+        artifacts.parents,
+    )
 
 
 def _ended(home: ServerHome) -> Checkpoint:
@@ -144,15 +159,25 @@ def _simulated(ledgers: Ledgers) -> bool:
 # -- the approver recomputes, and signs ------------------------------------------------------------
 
 
-def approve(proposal: Proposal, coordinator: str, approver: SigningKey) -> tuple[Approval, Verdict]:
+def approve(
+    proposal: Proposal,
+    coordinator: str,
+    approver: SigningKey,
+    records: Records = lambda _: None,
+    rule: Rule | None = None,
+) -> tuple[Approval, Verdict]:
     """Check a proposal from end to end, then sign it.
 
     Args:
         proposal: from an untrusted directory.
         coordinator: fingerprint of the coordinator's key, got by another way.
         approver: this party's key.
+        records: gives the public records that a smaller model was made with, got by another way,
+            for the plan's schema; or None.
+        rule: what a step of its lineage may lose at most.
 
     Raises:
+        InputError: ``needs-records``: there are none, and its lineage names some.
         TrustError: something does not hold; nothing was signed.
     """
     trust = Trust(
@@ -161,7 +186,7 @@ def approve(proposal: Proposal, coordinator: str, approver: SigningKey) -> tuple
     )
     verdict = check(proposal.bundle, trust, signatures=1)
     recompute(verdict)
-    _check_model(proposal, verdict)
+    _check_model(proposal, verdict, records, rule or Rule())
     statement = Envelope.decode(proposal.bundle.statement).with_signature(approver).encode()
     files = assemble(proposal.release(verdict, statement))
     root = None
@@ -178,8 +203,9 @@ def approve(proposal: Proposal, coordinator: str, approver: SigningKey) -> tuple
     return Approval(statement, Repository.sign(draft, approver), root), verdict
 
 
-def _check_model(proposal: Proposal, verdict: Verdict) -> None:
-    """The statement is about these files, and the weights answer as the device's model has to."""
+def _check_model(proposal: Proposal, verdict: Verdict, records: Records, rule: Rule) -> None:
+    """The statement is about these files, the weights answer as the exported model does, and what
+    that was made smaller to is as good as its lineage says."""
     plan = verdict.plan
     if dict(verdict.subjects) != subjects(proposal.weights, proposal.model):
         raise TrustError("the statement is about another model than the proposal's")
@@ -194,16 +220,37 @@ def _check_model(proposal: Proposal, verdict: Verdict) -> None:
             code="unknown-model",
         ) from error
     load_parameters(model.network, unpack_arrays(proposal.weights))
-    serving = ServingModel(model, plan.schema).eval()
-    with torch.inference_mode():
-        again = KnownAnswers.make(
-            plan.schema, lambda inputs: serving(torch.from_numpy(inputs)).numpy()
-        )
+    again = exported(model, plan.schema)[1]
     said = KnownAnswers.decode(proposal.answers, plan.schema)
+    lineage = read_lineage(verdict.claims["lineage"], digest(proposal.model))
+    if set(proposal.parents) != {step.parent for step in lineage}:
+        raise TrustError("the proposal holds other files than its lineage names")
+    if lineage:
+        first = Session(proposal.parents[lineage[0].parent], plan.schema)
+        answers = first.predict(again.inputs)
+        _measure_again(Shrunk(proposal.model, said, lineage, proposal.parents), plan, records, rule)
+    else:
+        answers = said.probabilities
     if not np.array_equal(said.inputs, again.inputs) or not np.allclose(
-        said.probabilities, again.probabilities, rtol=0, atol=said.tolerance
+        answers, again.probabilities, rtol=0, atol=again.tolerance
     ):
         raise TrustError("the weights give other answers than the proposal says")
+
+
+def _measure_again(shrunk: Shrunk, plan: Plan, records: Records, rule: Rule) -> None:
+    lineage = shrunk.lineage
+    if all(step.used.kind == SYNTHETIC for step in lineage):
+        tuning: Tuning | None = synthetic(plan.schema)
+    else:
+        tuning = records(plan.schema)
+    if tuning is None:
+        raise InputError(
+            f"the model was made smaller with {lineage[0].used.name!r}, and nothing is signed that "
+            "was not measured again",
+            hint="get those records from whoever published them: --data FILE, or fashion-mnist",
+            code="needs-records",
+        )
+    measured_again(shrunk, plan.schema, tuning, rule)
 
 
 # -- the coordinator publishes ---------------------------------------------------------------------

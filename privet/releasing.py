@@ -9,7 +9,7 @@ live in this process and the release says ``simulated``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import torch
@@ -18,12 +18,15 @@ from audit.ledgers import spend
 from audit.recompute import accountants, recompute
 from audit.verify import Verdict, check, exposure
 from common.bundle import Bundle, Trust
-from common.canonical import Json
+from common.canonical import Json, digest
+from common.data.schema import Schema
 from common.errors import TrustError
 from common.inference import KnownAnswers
 from common.keys import PublicKey, SigningKey
 from common.ledger import Entry, SignedHead
 from common.ledger.file import read_federation
+from common.lineage import Lineage, origin
+from common.models.model import Model
 from common.models.networks import load_parameters, parameters_of
 from common.models.preprocess import ServingModel
 from common.models.registry import build
@@ -46,6 +49,7 @@ from server.release.release import (
 )
 from server.release.repository import Repository
 from server.release.roots import Roles
+from server.release.smaller.shrink import SHRUNK, Shrunk
 from simulations.population import APPROVER, RECOVERY, Run
 
 
@@ -62,11 +66,21 @@ class Published:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What a final model is turned into before anybody signs."""
+    """What a final model is turned into before anybody signs.
+
+    Args:
+        weights: the trained parameters, safetensors.
+        model: what devices run, ONNX.
+        answers: known answers of that.
+        lineage: from the exported model to that; none: it is the exported one.
+        parents: the files in between, the exported one first, by SHA-256.
+    """
 
     weights: bytes
     model: bytes
     answers: KnownAnswers
+    lineage: Lineage = ()
+    parents: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,11 @@ def publish_run(run: Run) -> Published:
     recovery = run.party(RECOVERY).load(RECOVERY)
     roles = Roles(coordinator.public, approver.public, recovery.public)
     moment = datetime.now(UTC)
-    repository = Repository.create(run.path / "repository", [coordinator, approver], roles, moment)
+    place = run.path / "repository"
+    if Repository.is_at(place):
+        repository = Repository(place)
+    else:
+        repository = Repository.create(place, [coordinator, approver], roles, moment)
     version = repository.version + 1
 
     artifacts = artifacts_of(home, checkpoint.model)
@@ -143,16 +161,43 @@ def release_of(
 
 
 def artifacts_of(home: ServerHome, arrays: Arrays) -> Artifacts:
+    """What is released of a final model: exported, or what it was made smaller to.
+
+    Raises:
+        TrustError: ``bad-lineage``: what was made smaller is another model.
+    """
+    model = trained(home, arrays)
+    data, answers = exported(model, home.plan.schema)
+    weights = pack_arrays(parameters_of(model.network))
+    place = home.path / SHRUNK
+    if not place.exists():
+        return Artifacts(weights, data, answers)
+    smaller = Shrunk.read(place, home.plan.schema)
+    if origin(smaller.lineage, digest(smaller.model)) != digest(data):
+        raise TrustError(
+            f"{place} was made from another model than this run's last",
+            hint="make it anew with privet release shrink, or remove it",
+            code="bad-lineage",
+        )
+    return Artifacts(weights, smaller.model, smaller.answers, smaller.lineage, smaller.parents)
+
+
+def trained(home: ServerHome, arrays: Arrays) -> Model:
+    """A run's model with these parameters."""
     plan = home.plan
     model = build(plan.model, plan.schema, seed=0, bindings=home.binding.models)
-    arrays = whole(plan.personal, parameters_of(model.network), arrays)
-    load_parameters(model.network, arrays)
-    serving = ServingModel(model, plan.schema).eval()
+    load_parameters(model.network, whole(plan.personal, parameters_of(model.network), arrays))
+    return model
+
+
+def exported(model: Model, schema: Schema) -> tuple[bytes, KnownAnswers]:
+    """A model as ONNX, and what torch answers where devices will be asked."""
+    serving = ServingModel(model, schema).eval()
     with torch.inference_mode():
         answers = KnownAnswers.make(
-            plan.schema, lambda inputs: serving(torch.from_numpy(inputs)).numpy()
+            schema, lambda inputs: serving(torch.from_numpy(inputs)).numpy()
         )
-    return Artifacts(pack_arrays(arrays), to_onnx(serving, plan.schema), answers)
+    return to_onnx(serving, schema), answers
 
 
 def _ledgers(
@@ -222,6 +267,7 @@ def propose(
             )
             for name, chain in chains.items()
         },
+        lineage=artifacts.lineage,
         clients=None if plan.central else len(chains),
         limits=CENTRAL_LIMITS if plan.central else LIMITS,
     )

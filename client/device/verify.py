@@ -32,6 +32,7 @@ WEIGHTS = "model.safetensors"
 MODEL = "model.onnx"
 ANSWERS = "known-answers.json"
 STATEMENT = "statement.dsse.json"
+CARD = "model-card.md"
 RELEASE = "release.json"
 
 # Every file of a release and the most bytes that a device will hold of it.
@@ -40,6 +41,7 @@ LIMITS = {
     MODEL: 512 * 2**20,
     ANSWERS: 16 * 2**20,
     STATEMENT: 16 * 2**20,
+    CARD: 2**20,
     RELEASE: 2**20,
 }
 

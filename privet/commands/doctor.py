@@ -14,7 +14,7 @@ from privet.commands.options import FormatOption, QuietOption
 from privet.output import Format
 
 if TYPE_CHECKING:
-    from privet.doctoring import Finding
+    from privet.doctoring.findings import Finding
 
 _MARKS = {"ok": "ok  ", "warning": "look", "wrong": "BAD "}
 
@@ -29,7 +29,7 @@ def doctor_client(
     quiet: QuietOption = False,
 ) -> None:
     """Check keys, ledger, data, approvals, certificates, clock, disk and the way to the server."""
-    from privet.doctoring import client as look
+    from privet.doctoring.client import check as look
 
     _show(look(home), format_, quiet)
 
@@ -41,13 +41,13 @@ def doctor_server(
     quiet: QuietOption = False,
 ) -> None:
     """Check keys, certificates, registry, clock, disk and the port."""
-    from privet.doctoring import server as look
+    from privet.doctoring.server import check as look
 
     _show(look(federation), format_, quiet)
 
 
 def _show(findings: list[Finding], format_: Format, quiet: bool) -> None:
-    from privet.doctoring import OK, exit_code, report
+    from privet.doctoring.findings import OK, exit_code, report
 
     def text() -> None:
         for finding in findings:

@@ -23,3 +23,9 @@ ChangesOption = Annotated[
 TrustOption = Annotated[
     Path | None, typer.Option(help="Fingerprints that came by another way.", metavar="FILE")
 ]
+LossOption = Annotated[
+    float, typer.Option(help="Accuracy that a smaller model may lose, a share.", min=0, max=1)
+]
+AgreementOption = Annotated[
+    float, typer.Option(help="Share of records whose class it has to keep.", min=0, max=1)
+]

@@ -15,7 +15,7 @@ from common import durable
 from common.errors import NetworkError
 from privet import output
 from privet.commands.federation import approver_app
-from privet.commands.options import FormatOption, QuietOption
+from privet.commands.options import AgreementOption, FormatOption, LossOption, QuietOption
 from privet.commands.server import RunArgument
 from privet.commands.server import app as server_app
 from privet.output import Format
@@ -86,6 +86,16 @@ def approve(
         str, typer.Option(help="Fingerprint of the coordinator's key, got by another way.")
     ],
     out: OutOption,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="The public records that a smaller model was made with, got by another way: "
+            "fashion-mnist, or a CSV file.",
+            metavar="DATA",
+        ),
+    ] = "",
+    most_loss: LossOption = 0.01,
+    least_agreement: AgreementOption = 0.985,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
@@ -93,13 +103,21 @@ def approve(
     from privet.proposal import Proposal
     from privet.publishing import approve as work
     from server.federation.directory import approver_key
+    from server.release.smaller.compare import Rule
+    from server.release.smaller.data import public
 
     durable.check_free(out)
     key = approver_key(keys)
-    approval, verdict = work(Proposal.read(proposal), coordinator.lower(), key)
+    approval, verdict = work(
+        Proposal.read(proposal),
+        coordinator.lower(),
+        key,
+        lambda schema: public(data, "got by the approver", schema) if data else None,
+        Rule(most_loss=most_loss, least_agreement=least_agreement),
+    )
     approval.write(out)
-    data = {"approval": str(out), **_checked(verdict)}
-    output.show(format_, data, lambda: _print_approved(data))
+    result = {"approval": str(out), **_checked(verdict)}
+    output.show(format_, result, lambda: _print_approved(result))
 
 
 def _checked(verdict: Verdict) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def to_onnx(serving: nn.Module, schema: Schema) -> bytes:
         model = _export(serving, schema)
     finally:
         serving.train(was_training)
-    _strip(model)
+    strip(model)
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
@@ -75,7 +75,7 @@ def _export(serving: nn.Module, schema: Schema) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Take off what says how and where the file was made, and what only a debugger reads."""
     model.producer_name, model.producer_version = PRODUCER, ""
     model.doc_string, model.domain = "", ""

@@ -8,6 +8,7 @@ statement, which two parties sign; whoever publishes it signs all of it once mor
     model.onnx             the model that devices run
     known-answers.json     synthetic inputs and the probabilities that they must give
     statement.dsse.json    the privacy statement: in-toto in a DSSE envelope
+    model-card.md          what to know before using it, in words; says what the statement says
     release.json           name, version, schema, plan digest, and a digest of each of the others
 """
 
@@ -18,10 +19,14 @@ from dataclasses import dataclass
 
 from common.canonical import Json, digest, encode, number
 from common.data.schema import Schema
-from common.errors import InputError
+from common.errors import InputError, TrustError
 from common.inference import INPUT, OUTPUT, KnownAnswers, Session
+from common.lineage import Step, write
+from common.lineage import read as read_lineage
 from common.plan import Plan
 from common.privacy.events import ADJACENCY, Event
+from common.statement import Envelope, read_privacy_statement
+from server.release.card import model_card
 
 SCHEMA_VERSION = 1
 
@@ -29,6 +34,7 @@ WEIGHTS = "model.safetensors"
 MODEL = "model.onnx"
 ANSWERS = "known-answers.json"
 STATEMENT = "statement.dsse.json"
+CARD = "model-card.md"
 RELEASE = "release.json"
 
 NOISE_KINDS = ("cryptographic", "simulated")
@@ -89,7 +95,7 @@ def assemble(release: Release) -> dict[str, bytes]:
 
     Raises:
         TrustError: the ONNX model does not load, does not fit the schema, or fails its known
-            answers: devices would refuse it.
+            answers: devices would refuse it; or the statement is malformed.
         InputError: the version is not a positive number.
     """
     if release.version < 1:
@@ -100,8 +106,20 @@ def assemble(release: Release) -> dict[str, bytes]:
         MODEL: release.model,
         ANSWERS: release.answers.encode(),
         STATEMENT: release.statement,
+        CARD: _card(release).encode(),
     }
     return {**files, RELEASE: encode(_manifest(release, files))}
+
+
+def _card(release: Release) -> str:
+    _, claims = read_privacy_statement(Envelope.decode(release.statement).payload)
+    try:
+        lineage = read_lineage(claims["lineage"], digest(release.model))
+        return model_card(
+            release.name, release.version, release.task, release.schema, claims, lineage
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrustError(f"malformed privacy statement: {error!r:.200}") from error
 
 
 def _manifest(release: Release, files: Mapping[str, bytes]) -> Json:
@@ -140,6 +158,7 @@ def privacy_predicate(
     ledgers: Mapping[str, tuple[str, int, int]],
     clients: int | None = None,
     limits: Sequence[str] = LIMITS,
+    lineage: Sequence[Step] = (),
 ) -> Json:
     """What the privacy statement claims, for :func:`common.statement.privacy_statement`.
 
@@ -156,6 +175,7 @@ def privacy_predicate(
             them the coordinator countersigned).
         clients: how many took part; None for central trust, where nobody may learn it.
         limits: plain sentences: what this does not prove.
+        lineage: what became of the exported model; none: devices run that.
 
     Raises:
         InputError: an unknown kind of noise, or one that contradicts ``simulated``; a number of
@@ -189,5 +209,6 @@ def privacy_predicate(
             for name, (head, entries, seen) in ledgers.items()
         },
         "limits": list(limits),
+        "lineage": write(lineage),
     }
     return predicate if clients is None else {**predicate, "clients": clients}

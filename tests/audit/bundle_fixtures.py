@@ -204,6 +204,7 @@ class World:
                 for name, chain in ledgers.items()
             },
             "limits": ["It says nothing about accuracy."],
+            "lineage": [],
             "clients": len(ledgers),
         }
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit.explain import CURVE, WIDTH, Explanation, Meaning, curve, explain, in_group
+from audit.explain import WIDTH, Explanation, explain
+from audit.meaning import CURVE, Meaning, curve, in_group
 from audit.verify import Verdict, check
 from common.privacy.events import Event
 

@@ -22,14 +22,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from client.device.home import DeviceHome, DevicePolicy
-from common.canonical import Json
+from common.canonical import Json, decode, digest, encode
 from common.data.schema import Column, Schema
 from common.inference import KnownAnswers
 from common.keys import SigningKey
 from common.plan import Cohort, Optimizer, Plan, Privacy
 from common.plan import Release as PlanRelease
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
-from server.release.release import Release, assemble, privacy_predicate, subjects
+from server.release.release import (
+    RELEASE,
+    STATEMENT,
+    Release,
+    assemble,
+    privacy_predicate,
+    subjects,
+)
 from server.release.repository import Repository
 from server.release.roots import Roles
 
@@ -170,8 +177,15 @@ class Recipe:
             ledgers={"5e" * 16: ("ab" * 32, 12, 12)},
             clients=4,
         )
-        payload = privacy_statement(subjects(weights, onnx_bytes), {**predicate, **self.predicate})
-        return assemble(
+        honest, said = (
+            Envelope.sign(
+                INTOTO_TYPE,
+                privacy_statement(subjects(weights, onnx_bytes), {**predicate, **changes}),
+                self.statement_signers,
+            ).encode()
+            for changes in ({}, self.predicate)
+        )
+        files = assemble(
             Release(
                 name=self.plan.release.name,
                 version=self.version,
@@ -182,9 +196,13 @@ class Recipe:
                 weights=weights,
                 model=onnx_bytes,
                 answers=KnownAnswers.make(self.plan.schema, model.answer),
-                statement=Envelope.sign(INTOTO_TYPE, payload, self.statement_signers).encode(),
+                statement=honest,
             )
         )
+        # Whoever says something else has it in a release that fits it.
+        document = decode(files[RELEASE])
+        document["files"][STATEMENT] = {"sha256": digest(said), "length": len(said)}
+        return {**files, STATEMENT: said, RELEASE: encode(document)}
 
 
 POLICY = DevicePolicy(

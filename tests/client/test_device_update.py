@@ -211,7 +211,7 @@ def published(repository: Path) -> list[Path]:
         for file in Repository(repository)._current()[2].signed.targets.values()
     }
     files = metadata + [repository / "targets" / name for name in targets]
-    assert len(files) == 3 + 5
+    assert len(files) == 3 + 6
     return sorted(files)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.optim import lr_scheduler
 
 from client.training.optimizer import LocalSteps, learning_rate
-from common.plan import METHODS, SCHEDULES, Optimizer
+from common.optimizer import METHODS, SCHEDULES, Optimizer
 
 P, STEPS, ROUNDS = 7, 5, 4
 ALL = STEPS * ROUNDS

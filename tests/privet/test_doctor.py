@@ -18,8 +18,9 @@ from client.joining import join
 from client.site import node_key
 from common.keys import KeyDirectory
 from common.nodekey import NodeKey
-from privet import doctoring
 from privet.cli import run
+from privet.doctoring import machine
+from privet.doctoring.findings import Finding, exit_code
 from server.federation.authority import TLS
 from server.federation.directory import APPROVER
 from server.federation.lasting import HEADS
@@ -181,9 +182,9 @@ def test_a_full_disk_and_the_gravest_class_decide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(doctoring.shutil, "disk_usage", lambda _: usage)
-    findings = list(doctoring._machine(tmp_path, ()))
-    assert doctoring.exit_code(findings) == 1
-    more = [doctoring.Finding("a", "wrong", "b", "c", code) for code in (3, 10, 4)]
-    assert doctoring.exit_code([*findings, *more]) == 10
-    assert doctoring.exit_code([]) == 0
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage)
+    findings = list(machine.machine(tmp_path, ()))
+    assert exit_code(findings) == 1
+    more = [Finding("a", "wrong", "b", "c", code) for code in (3, 10, 4)]
+    assert exit_code([*findings, *more]) == 10
+    assert exit_code([]) == 0

@@ -212,7 +212,7 @@ def test_killed_at_any_write_of_a_publish_devices_get_the_old_or_the_new_release
     world = World.make(tmp_path)
     world.publish(FIRST)
     steps = kill_at_every_write(__name__, "publish_in_a_copy", tmp_path)
-    assert steps == 3 * (5 + 3)  # three steps for each of five targets and three metadata files
+    assert steps == 3 * (6 + 3)  # three steps for each of six targets and three metadata files
     versions = []
     for number in range(1, steps + 1):
         folder = tmp_path / f"killed-{number}"
@@ -271,7 +271,7 @@ def test_a_release_whose_model_devices_would_refuse_is_not_assembled() -> None:
         weights=model.safetensors(),
         model=model.onnx().SerializeToString(),
         answers=KnownAnswers.make(SCHEMA, model.answer),
-        statement=b"{}",
+        statement=FIRST.files()["statement.dsse.json"],
     )
     assert set(assemble(good)) == set(FIRST.files())
     wrong = KnownAnswers.make(SCHEMA, Recipe(version=5).model.answer)

@@ -1,0 +1,135 @@
+"""What making a model smaller wins and loses: eight bits, half of the channels, another network.
+
+A convolutional network of a million parameters is trained on Fashion-MNIST, without privacy, since
+that is not what is measured here; every variant is compared with it as a release would, on the half
+of the test images that no step worked with. The peer of the last row is the same network in torch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.harness import Row, at_least, at_most, main, plain
+from common.data.schema import Schema
+from common.data.source import FashionMnist, load
+from common.inference import Session
+from common.lineage import PUBLIC, Comparison
+from common.models.model import Model
+from common.models.preprocess import Preprocess, ServingModel
+from common.models.registry import build
+from server.release.export import to_onnx
+from server.release.smaller.compare import compare
+from server.release.smaller.data import Tuning
+from server.release.smaller.fit import Effort
+from server.release.smaller.quantize import quantize, scopes
+from server.release.smaller.students import distill, prune
+
+CLASSES = tuple("0123456789")
+SCHEMA = Schema("image", (1, 28, 28), CLASSES, lower=0.0, upper=255.0)
+
+
+def measure(quick: bool) -> list[Row]:
+    """Each variant beside the trained network."""
+    torch.set_num_threads(1)
+    test = load(FashionMnist("test"), SCHEMA)
+    tuning = Tuning(PUBLIC, "Fashion-MNIST, test images", test.features, test.labels)
+    model = _trained(100 if quick else 1500)
+    exported = to_onnx(ServingModel(model, SCHEMA), SCHEMA)
+    calls, effort = (100, Effort(1)) if quick else (1000, Effort(15))
+    size = sum(parameter.numel() for parameter in model.network.parameters())
+
+    def beside(other: bytes) -> Comparison:
+        return compare(exported, other, SCHEMA, tuning, calls=calls)
+
+    variants = {scope: quantize(exported, tuning.part, scope) for scope in scopes(exported)}
+    eight = {scope: beside(data) for scope, data in variants.items()}
+    best = min(eight, key=lambda scope: eight[scope].microseconds[1])
+    thin = prune(model, SCHEMA, tuning.part, 0.5, effort)
+    student = distill(build("cnn", SCHEMA, seed=1), model, SCHEMA, tuning.part, effort)
+    rows = [
+        plain("parameters of the trained network", size, ""),
+        plain("its accuracy", 100 * (eight[best].accuracy or (0, 0))[0], "%"),
+        *_eight_bits(eight[best]),
+        plain("eight bits, all layers: times faster", _faster(eight["all"]), "x"),
+        plain("eight bits, products alone: times faster", _faster(eight["products"]), "x"),
+    ]
+    for name, variant in (("half of the channels", thin), ("distilled into cnn", student)):
+        found = beside(to_onnx(ServingModel(variant, SCHEMA), SCHEMA))
+        rows += [
+            plain(f"{name}: size of the trained one's", _size(found), ""),
+            plain(f"{name}: agreement", 100 * found.agreement, "%"),
+            plain(f"{name}: points lost", 100 * found.lost, ""),
+            plain(f"{name}: times faster", _faster(found), "x"),
+        ]
+    eager, ours = _against_eager(model, variants[best], calls)
+    return [
+        *rows,
+        plain("eight bits: p50 of one prediction, device", ours, "us"),
+        plain("the trained one: p50 of one prediction, torch eager", eager, "us"),
+        at_least("torch eager / eight bits on a device", eager / ours, "x", 5.0),
+    ]
+
+
+def _eight_bits(found: Comparison) -> list[Row]:
+    return [
+        at_most("eight bits: size of the trained one's", _size(found), "", 0.27),
+        at_least("eight bits: agreement", 100 * found.agreement, "%", 98.5),
+        plain("eight bits: points lost", 100 * found.lost, ""),
+        plain("eight bits: largest logit drift", found.drift, ""),
+        at_least("eight bits: times faster", _faster(found), "x", 2.0),
+    ]
+
+
+def _size(found: Comparison) -> float:
+    return found.sizes[1] / found.sizes[0]
+
+
+def _faster(found: Comparison) -> float:
+    return found.microseconds[0] / found.microseconds[1]
+
+
+def _trained(steps: int) -> Model:
+    torch.manual_seed(1)
+    network = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(3136, 312), nn.ReLU(), nn.Linear(312, 10),
+    )  # fmt: skip
+    train = load(FashionMnist("train"), SCHEMA)
+    features = Preprocess(SCHEMA)(torch.from_numpy(train.features))
+    labels = torch.from_numpy(train.labels)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        part = torch.randint(len(features), (64,), generator=generator)
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(network(features[part]), labels[part])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return Model(nn.Identity(), network.eval())
+
+
+def _against_eager(model: Model, small: bytes, calls: int) -> tuple[float, float]:
+    serving, session = ServingModel(model, SCHEMA).eval(), Session(small, SCHEMA)
+    record = load(FashionMnist("test"), SCHEMA).features[:1]
+    tensor = torch.from_numpy(record)
+    times: tuple[list[float], list[float]] = ([], [])
+    for call in range(calls + 20):
+        began = time.perf_counter_ns()
+        with torch.inference_mode():
+            serving(tensor)
+        between = time.perf_counter_ns()
+        session.predict(record)
+        if call >= 20:
+            times[0].append((between - began) / 1000)
+            times[1].append((time.perf_counter_ns() - between) / 1000)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+if __name__ == "__main__":
+    main("smaller", measure)
