@@ -269,7 +269,7 @@ GOOD = Release(
     weights=FIRST.model.safetensors(),
     model=FIRST.model.onnx().SerializeToString(),
     answers=KnownAnswers.make(SCHEMA, FIRST.model.answer),
-    statement=b"{}",
+    statement=FIRST.files()["statement.dsse.json"],
 )
 
 
