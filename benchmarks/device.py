@@ -2,6 +2,8 @@
 
 The peer is what people do without us: keep the module and call it. Both use one thread and take the
 same raw records.
+
+Beside that, how long a device works on a hostile file before it refuses it.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.harness import Row, at_least, main, plain
+from benchmarks import hostile
+from benchmarks.harness import Row, at_least, at_most, main, plain
+from common import onnx_format, weights
 from common.data.schema import Schema
-from common.inference import Session, synthetic_records
+from common.errors import TrustError
+from common.inference import KnownAnswers, Session, synthetic_records
 from common.models.preprocess import ServingModel
 from common.models.registry import build
 from server.release.export import to_onnx
@@ -53,7 +58,31 @@ def measure(quick: bool) -> list[Row]:
             plain(f"{name}: p50 of one prediction, torch eager", eager_us, "us"),
             at_least(f"{name}: torch eager / device", eager_us / ours_us, "x", goal),
         ]
-    return rows
+    return [*rows, _refusals(quick)]
+
+
+def _refusals(quick: bool) -> Row:
+    """The slowest of all hostile files, each at its best of some; all have to be refused."""
+    checks: dict[Callable[[bytes], object], dict[str, bytes]] = {
+        weights.check: hostile.weights(),
+        onnx_format.check: hostile.models(),
+        lambda data: KnownAnswers.decode(data, DIGITS): hostile.archives(),
+    }
+    taken = [
+        min(_refusal(check, data) for _ in range(1 if quick else 3))
+        for check, files in checks.items()
+        for data in files.values()
+    ]
+    return at_most(f"slowest refusal of {len(taken)} hostile model files", max(taken), "s", 0.5)
+
+
+def _refusal(check: Callable[[bytes], object], data: bytes) -> float:
+    began = time.perf_counter()
+    try:
+        check(data)
+    except TrustError:
+        return time.perf_counter() - began
+    raise AssertionError("a hostile file was accepted")
 
 
 def _p50(one: Callable[[], None], other: Callable[[], None], calls: int) -> tuple[float, float]:

@@ -1,10 +1,9 @@
 """Run an ONNX model from bytes that somebody has verified, and from nothing else.
 
-The rule: a model is the bytes that were handed over. No path is ever opened: a model that names
-another file for its weights is refused, because a digest of the model would not cover them. Its
-input and output have the names and shapes that the schema implies, or it is not loaded. Known
-answers say whether this machine computes what the releaser computed; they are synthetic, so they
-tell nothing about anybody.
+The rule: a model is the bytes that were handed over, and no path is ever opened. They hold what
+:mod:`common.onnx_format` lists, and its input and output have the names and shapes that the schema
+implies, or it is not loaded. Known answers say whether this machine computes what the releaser
+computed; they are synthetic, so they tell nothing about anybody.
 
 A model takes records in the schema's own units (a pixel of 0 to 255 stays 0 to 255): whatever
 scaling it needs is inside it.
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from common import onnx_format
 from common.canonical import CanonicalError, decode, encode, number, parse_number
 from common.data.schema import Schema
 from common.errors import DataError, TrustError
@@ -30,7 +30,6 @@ Array = NDArray[np.float32]
 
 INPUT = "input"
 OUTPUT = "probabilities"
-MAX_MODEL_BYTES = 512 * 2**20
 
 ANSWERS_VERSION = 1
 ANSWERS_SEED = b"privet known answers v1"
@@ -44,8 +43,18 @@ _FAILURES: tuple[type[Exception], ...] = (
     *(kind for kind in _runtime_errors if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 
+# All that models may hold in this process, weights and values in between: a file of a few bytes
+# can ask for any amount.
+MAX_RUNTIME_BYTES = 2 * 2**30
+
 onnxruntime.disable_telemetry_events()
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+onnxruntime.create_and_register_allocator(
+    onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    ),
+    onnxruntime.OrtArenaCfg({"max_mem": MAX_RUNTIME_BYTES, "arena_extend_strategy": 0}),
+)
 
 
 @dataclass(frozen=True)
@@ -67,20 +76,21 @@ class Session:
         schema: what the model must fit.
 
     Raises:
-        TrustError: not a loadable model, it names other files, or it does not fit the schema.
+        TrustError: not a loadable model, it holds what no model here needs, or it does not fit the
+            schema.
     """
 
     def __init__(self, model: bytes, schema: Schema) -> None:
-        if len(model) > MAX_MODEL_BYTES:
-            raise _not_usable(f"{len(model)} bytes are over {MAX_MODEL_BYTES}")
-        refuse_external_data(model)
+        onnx_format.check(model)
         self.schema = schema
         try:
             self._session = onnxruntime.InferenceSession(
                 model, _options(), providers=["CPUExecutionProvider"]
             )
         except _FAILURES as error:
-            raise _not_usable(f"the ONNX runtime cannot load it: {str(error)[:200]}") from error
+            raise onnx_format.not_usable(
+                f"the ONNX runtime cannot load it: {str(error)[:200]}"
+            ) from error
         self._check_interface()
 
     def predict(self, records: NDArray[Any]) -> Array:
@@ -134,12 +144,14 @@ class Session:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         names = [node.name for node in inputs], [node.name for node in outputs]
         if names != ([INPUT], [OUTPUT]):
-            raise _not_usable(f"it has {names[0]} and {names[1]}, not {INPUT!r} and {OUTPUT!r}")
+            raise onnx_format.not_usable(
+                f"it has {names[0]} and {names[1]}, not {INPUT!r} and {OUTPUT!r}"
+            )
         wanted = ((inputs[0], self.schema.shape), (outputs[0], (len(self.schema.classes),)))
         for node, rest in wanted:
             free_batch = node.shape and not isinstance(node.shape[0], int)
             if node.type != "tensor(float)" or not free_batch or tuple(node.shape[1:]) != rest:
-                raise _not_usable(
+                raise onnx_format.not_usable(
                     f"{node.name!r} is {node.type} of shape {node.shape}, where the schema implies "
                     f"tensor(float) of shape (batch, {_plain(rest)})"
                 )
@@ -241,92 +253,6 @@ def synthetic_records(schema: Schema, count: int) -> Array:
     return records.astype(np.float32).reshape(count, *schema.shape)
 
 
-# -- external data: where ONNX can hold a tensor, by protobuf field number ----------------------
-# Field numbers are those of onnx.proto (ONNX IR 3 and later); a test holds them against the onnx
-# package. onnxruntime has its own refusal, but only where its optimiser happens to read the tensor.
-
-MESSAGES: dict[str, dict[int, str]] = {
-    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
-    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
-    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
-    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
-    "NodeProto": {5: "AttributeProto"},
-    "AttributeProto": {
-        5: "TensorProto",
-        6: "GraphProto",
-        10: "TensorProto",
-        11: "GraphProto",
-        22: "SparseTensorProto",
-        23: "SparseTensorProto",
-    },
-    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
-    "TensorProto": {},
-}
-EXTERNAL_DATA, DATA_LOCATION = 13, 14  # of TensorProto
-_MAX_NESTING = 32
-
-
-def refuse_external_data(model: bytes) -> None:
-    """Raise :class:`TrustError` if any tensor of the model lives outside of these bytes.
-
-    Refused: any ``external_data``, and a ``data_location`` other than 0 (here).
-    """
-    _walk(memoryview(model), "ModelProto", 0)
-
-
-def _walk(message: memoryview, kind: str, depth: int) -> None:
-    if depth > _MAX_NESTING:
-        raise _not_usable(f"its graphs nest deeper than {_MAX_NESTING}")
-    for field, value in _fields(message):
-        elsewhere = field == EXTERNAL_DATA or (field == DATA_LOCATION and value != 0)
-        if kind == "TensorProto" and elsewhere:
-            raise TrustError(
-                "the model keeps weights in another file, which its digest does not cover",
-                hint="export the model with its weights inside",
-                code="external-data",
-            )
-        inner = MESSAGES[kind].get(field)
-        if inner is not None and isinstance(value, memoryview):
-            _walk(value, inner, depth + 1)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview | None]]:
-    """Field number and value of a protobuf message: integer, bytes, or None for fixed width."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        wire = key & 7
-        value: int | memoryview | None = None
-        if wire == 0:
-            value, position = _varint(message, position)
-        elif wire == 1:
-            position += 8
-        elif wire == 2:
-            length, position = _varint(message, position)
-            value = message[position : position + length]
-            position += length
-        elif wire == 5:
-            position += 4
-        else:  # groups (3, 4) are not used by ONNX
-            raise _not_usable(f"it has a field of wire type {wire}")
-        if position > len(message):
-            raise _not_usable("it is cut off")
-        yield key >> 3, value
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    result = 0
-    for shift in range(0, 70, 7):
-        if position >= len(message):
-            raise _not_usable("it is cut off")
-        byte = message[position]
-        position += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result, position
-    raise _not_usable("it holds a number of over 64 bits")
-
-
 def _options() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -334,15 +260,8 @@ def _options() -> Any:
     options.log_severity_level = _FATAL_ONLY
     # The other format that the runtime detects by itself is not the one that was checked above.
     options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.use_env_allocators", "1")
     return options
-
-
-def _not_usable(why: str) -> TrustError:
-    return TrustError(
-        f"the ONNX model cannot be used: {why}",
-        hint="obtain the release again from its source; if it is still refused, tell the releaser",
-        code="bad-model",
-    )
 
 
 def _plain(shape: tuple[int, ...]) -> str:

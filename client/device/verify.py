@@ -4,7 +4,8 @@ The rule: what comes back was checked in every respect, in this order, and holds
 were checked; anything else is a :class:`~common.errors.TrustError`. Files and lengths; the privacy
 statement's signatures, before it is parsed; the digests that it and ``release.json`` name; that
 both say the same; not older than what was accepted; the owner's limits on privacy; the weights'
-format; the model loads from memory; it gives the known answers. No file, clock or network is used.
+format and tensors; the model loads from memory; it gives the known answers. No file, clock or
+network is used.
 
 Whether the epsilon was computed rightly is not checked here: that is what the signers vouch for,
 and what an auditor recomputes.
@@ -16,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from client.device import weights
 from client.device.home import DevicePolicy
+from common import weights
 from common.canonical import CanonicalError, decode, digest, encode
 from common.config import Table
 from common.data.schema import Schema
@@ -100,7 +101,7 @@ def verify(
     _check_agreement(release, predicate)
     _check_version(release, floor, name)
     _check_policy(release, predicate, policy)
-    weights.check(files[WEIGHTS])
+    _check_weights(files[WEIGHTS], release)
     session = Session(files[MODEL], release.schema)
     KnownAnswers.decode(files[ANSWERS], release.schema).check(session)
     return Candidate(
@@ -138,6 +139,7 @@ class _Release:
     plan: str
     schema: Schema
     files: dict[str, tuple[str, int]]
+    tensors: weights.Tensors
 
     @classmethod
     def read(cls, data: bytes) -> _Release:
@@ -154,6 +156,7 @@ class _Release:
                 plan=table.text("plan"),
                 schema=Schema.read(table.table("schema")),
                 files=_read_files(table.table("files")),
+                tensors=_read_tensors(table.table("tensors")),
             )
             table.done()
         except (CanonicalError, InputError) as error:
@@ -169,6 +172,17 @@ def _read_files(table: Table) -> dict[str, tuple[str, int]]:
         entry.done()
     table.done()
     return files
+
+
+def _read_tensors(table: Table) -> weights.Tensors:
+    tensors = {}
+    for name in table.values:
+        entry = table.table(name)
+        dtype = entry.text("dtype", choices=tuple(weights.SIZES))
+        tensors[name] = (dtype, entry.integers("shape", low=0, high=2**53 - 1))
+        entry.done()
+    table.done()
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -291,6 +305,19 @@ def _check_policy(release: _Release, predicate: _Predicate, policy: DevicePolicy
                 hint=f"keep the model in use, or let the device's owner change greatest_{what}",
                 code="policy",
             )
+
+
+def _check_weights(data: bytes, release: _Release) -> None:
+    """A sound file, of exactly the tensors that the release names."""
+    found = weights.check(data)
+    if found != release.tensors:
+        odd = sorted(name for name, _ in found.items() ^ release.tensors.items())
+        raise TrustError(
+            f"{WEIGHTS} and {RELEASE} differ about tensor {odd[0]!r:.80}: {found.get(odd[0])} and "
+            f"{release.tensors.get(odd[0])}",
+            hint=_AGAIN,
+            code="other-tensors",
+        )
 
 
 _AGAIN = "obtain the release again from its source; if it is still refused, do not use it"

@@ -9,7 +9,8 @@ statement, which two parties sign; whoever publishes it signs all of it once mor
     known-answers.json     synthetic inputs and the probabilities that they must give
     statement.dsse.json    the privacy statement: in-toto in a DSSE envelope
     model-card.md          what to know before using it, in words; says what the statement says
-    release.json           name, version, schema, plan digest, and a digest of each of the others
+    release.json           name, version, schema, plan digest, the weights' tensors, and a digest of
+                           each of the others
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from common import weights
 from common.canonical import Json, digest, encode, number
 from common.data.schema import Schema
 from common.errors import InputError, TrustError
@@ -94,8 +96,9 @@ def assemble(release: Release) -> dict[str, bytes]:
     """The files of a release, by name.
 
     Raises:
-        TrustError: the ONNX model does not load, does not fit the schema, or fails its known
-            answers: devices would refuse it; or the statement is malformed.
+        TrustError: devices would refuse it: the ONNX model holds an operator that they do not run
+            (``unknown-operator``), does not load, does not fit the schema, or fails its known
+            answers; or the weights or the statement are not sound.
         InputError: the version is not a positive number.
     """
     if release.version < 1:
@@ -133,6 +136,10 @@ def _manifest(release: Release, files: Mapping[str, bytes]) -> Json:
         "plan": release.plan,
         "input": INPUT,
         "output": OUTPUT,
+        "tensors": {
+            name: {"dtype": dtype, "shape": list(shape)}
+            for name, (dtype, shape) in weights.check(release.weights).items()
+        },
         "files": {
             name: {"sha256": digest(data), "length": len(data)} for name, data in files.items()
         },

@@ -30,8 +30,10 @@ from common.plan import Cohort, Optimizer, Plan, Privacy
 from common.plan import Release as PlanRelease
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
 from server.release.release import (
+    MODEL,
     RELEASE,
     STATEMENT,
+    WEIGHTS,
     Release,
     assemble,
     privacy_predicate,
@@ -152,7 +154,8 @@ class Recipe:
     plan: Plan = PLAN
     statement_signers: tuple[SigningKey, ...] = (COORDINATOR, APPROVER)
     predicate: Mapping[str, Any] = field(default_factory=dict)
-    weights: bytes | None = None
+    weights: bytes | None = None  # instead of sound ones, as a publisher who checks nothing would
+    onnx_file: bytes | None = None
 
     @property
     def model(self) -> Linear:
@@ -161,8 +164,13 @@ class Recipe:
     def files(self) -> dict[str, bytes]:
         """A release as its publisher would assemble it."""
         model = self.model
-        onnx_bytes = model.onnx().SerializeToString()
-        weights = model.safetensors() if self.weights is None else self.weights
+        sound = {
+            WEIGHTS: model.safetensors(),
+            MODEL: model.onnx().SerializeToString(),
+        }
+        named = {WEIGHTS: self.weights, MODEL: self.onnx_file}
+        hostile = {name: data for name, data in named.items() if data is not None}
+        published = sound | hostile
         predicate = privacy_predicate(
             self.plan,
             version=self.version,
@@ -179,10 +187,10 @@ class Recipe:
         honest, said = (
             Envelope.sign(
                 INTOTO_TYPE,
-                privacy_statement(subjects(weights, onnx_bytes), {**predicate, **changes}),
+                privacy_statement(subjects(files[WEIGHTS], files[MODEL]), {**predicate, **changes}),
                 self.statement_signers,
             ).encode()
-            for changes in ({}, self.predicate)
+            for files, changes in ((sound, {}), (published, self.predicate))
         )
         files = assemble(
             Release(
@@ -192,16 +200,22 @@ class Recipe:
                 task=self.plan.task,
                 schema=self.plan.schema,
                 plan=self.plan.digest,
-                weights=weights,
-                model=onnx_bytes,
+                weights=sound[WEIGHTS],
+                model=sound[MODEL],
                 answers=KnownAnswers.make(self.plan.schema, model.answer),
                 statement=honest,
             )
         )
         # Whoever says something else has it in a release that fits it.
-        document = decode(files[RELEASE])
-        document["files"][STATEMENT] = {"sha256": digest(said), "length": len(said)}
-        return {**files, STATEMENT: said, RELEASE: encode(document)}
+        return replaced(files, {**hostile, STATEMENT: said})
+
+
+def replaced(files: Mapping[str, bytes], changes: Mapping[str, bytes]) -> dict[str, bytes]:
+    """A release with some of its files replaced, and ``release.json`` made to fit."""
+    document = decode(files[RELEASE])
+    for name, data in changes.items():
+        document["files"][name] = {"sha256": digest(data), "length": len(data)}
+    return {**files, **changes, RELEASE: encode(document)}
 
 
 POLICY = DevicePolicy(

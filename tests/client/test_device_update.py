@@ -635,7 +635,7 @@ def test_a_connection_that_breaks_is_a_download_error(web: str) -> None:
 def test_the_device_imports_neither_torch_nor_flower() -> None:
     code = (
         "import sys\n"
-        "from client.device import home, log, runtime, slots, updater, verify, weights\n"
+        "from client.device import home, log, runtime, slots, updater, verify\n"
         "heavy = {'torch', 'flwr', 'opacus', 'onnx', 'safetensors', 'server', 'audit', 'ray'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
     )

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import hostile
 from client.device import verify as device
-from client.device import weights
 from client.device.runtime import Predictor, read_csv
 from client.device.updater import update
 from client.device.verify import Candidate, verify
-from common.canonical import decode, digest, encode
+from common import weights
+from common.canonical import decode, encode
 from common.errors import DataError, TrustError
 from server.release import release as publisher
 from tests.client.device_fixtures import (
@@ -35,6 +36,7 @@ from tests.client.device_fixtures import (
     Recipe,
     World,
     contents,
+    replaced,
     safetensors,
     safetensors_of,
 )
@@ -62,9 +64,7 @@ def relabelled(**changes: object) -> dict[str, bytes]:
 
 def with_file(name: str, data: bytes) -> dict[str, bytes]:
     """The release with one file replaced, and ``release.json`` made to fit."""
-    document = decode(FILES["release.json"])
-    document["files"][name] = {"sha256": digest(data), "length": len(data)}
-    return FILES | {name: data, "release.json": encode(document)}
+    return replaced(FILES, {name: data})
 
 
 # -- the whole -------------------------------------------------------------------------------------
@@ -232,6 +232,30 @@ def test_weights_that_two_readers_could_read_differently_are_refused(
     refused(replace(RECIPE, weights=data).files())
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"bias": np.zeros(3, np.float32)},
+        {"bias": np.zeros(3, np.float32), "weights": np.zeros((4, 3), np.float32)},
+        {"bias": np.zeros(3, np.float32), "weight": np.zeros((3, 4), np.float32)},
+        {"bias": np.zeros(3, np.float32), "weight": np.zeros(12, np.float32)},
+    ],
+    ids=["one is missing", "another name", "another shape", "flat"],
+)
+def test_weights_with_other_tensors_than_the_release_names_are_refused(tensors) -> None:
+    """Both parties sign the file all the same."""
+    error = refused(replace(RECIPE, weights=safetensors(tensors)).files())
+    assert error.code == "other-tensors"
+    assert "weight" in error.message
+
+
+def test_a_release_names_every_tensor_with_type_and_shape() -> None:
+    assert decode(FILES["release.json"])["tensors"] == {
+        "bias": {"dtype": "F32", "shape": [3]},
+        "weight": {"dtype": "F32", "shape": [4, 3]},
+    }
+
+
 def test_a_header_length_of_two_to_the_63_is_refused_at_once() -> None:
     with pytest.raises(TrustError, match="claims"):
         weights.check(struct.pack("<Q", 2**63) + b"{}")
@@ -251,6 +275,30 @@ def test_a_sound_file_of_many_tensors_passes_in_any_order() -> None:
     header = json.loads(data[8 : 8 + length])
     shuffled = dict(sorted(header.items(), key=lambda item: item[0][::-1]))
     weights.check(safetensors_of(json.dumps(shuffled).encode(), data[8 + length :]))
+
+
+# -- hostile files -------------------------------------------------------------------------------
+
+MODEL_CODES = {"bad-model", "unknown-operator", "external-data"}
+HOSTILE = {
+    **{("model.safetensors", name): data for name, data in hostile.weights().items()},
+    **{("model.onnx", name): data for name, data in hostile.models().items()},
+    **{("known-answers.json", name): data for name, data in hostile.archives().items()},
+}
+
+
+@pytest.mark.parametrize("which", HOSTILE, ids="-".join)
+def test_a_hostile_file_that_both_parties_signed_is_refused(which: tuple[str, str]) -> None:
+    """Signatures say who made a file, not that it is harmless."""
+    name, _ = which
+    if name == "known-answers.json":
+        refused(with_file(name, HOSTILE[which]))
+        return
+    field = {"model.safetensors": "weights", "model.onnx": "onnx_file"}[name]
+    error = refused(replace(RECIPE, **{field: HOSTILE[which]}).files())
+    codes = {"bad-weights"} if field == "weights" else MODEL_CODES
+    assert error.code in codes
+    assert error.hint
 
 
 # -- the model -------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from common import inference
 from common.data.schema import Schema
 from common.errors import DataError, TrustError
 from common.inference import KnownAnswers, Session, synthetic_records
@@ -129,79 +128,6 @@ def test_a_model_that_does_not_fit_the_schema_is_refused(model: onnx.ModelProto)
     with pytest.raises(TrustError) as caught:
         Session(model.SerializeToString(), SCHEMA)
     assert caught.value.code == "bad-model"
-
-
-def test_the_walk_knows_every_place_where_onnx_can_put_a_tensor() -> None:
-    """Held against the descriptors of the onnx package, so that an upgrade cannot add one."""
-    kinds: dict[str, dict[int, str]] = {}
-
-    def collect(kind: Any) -> None:
-        if kind.name not in kinds:
-            inner = [field for field in kind.fields if field.message_type]
-            kinds[kind.name] = {field.number: field.message_type.name for field in inner}
-            for field in inner:
-                collect(field.message_type)
-
-    collect(onnx.ModelProto.DESCRIPTOR)
-    leads = {"TensorProto"}
-    while grown := {kind for kind, fields in kinds.items() if leads & set(fields.values())} - leads:
-        leads |= grown
-    expected = {
-        kind: {number: inner for number, inner in kinds[kind].items() if inner in leads}
-        for kind in leads
-    }
-    assert expected == inference.MESSAGES
-    fields = onnx.TensorProto.DESCRIPTOR.fields_by_name
-    assert fields["external_data"].number == inference.EXTERNAL_DATA
-    assert fields["data_location"].number == inference.DATA_LOCATION
-
-
-def outside(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """A tensor whose content is said to lie in ``weights.bin``."""
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="weights.bin")
-    return tensor
-
-
-def in_an_initializer(model: onnx.ModelProto) -> None:
-    outside(model.graph.initializer[0])
-
-
-def in_a_constant(model: onnx.ModelProto) -> None:
-    tensor = outside(helper.make_tensor("c", TensorProto.FLOAT, [1], [0.0]))
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["unused"], value=tensor))
-
-
-def in_a_subgraph(model: onnx.ModelProto) -> None:
-    inner = helper.make_graph([], "inner", [], [])
-    inner.initializer.append(outside(helper.make_tensor("c", TensorProto.FLOAT, [1], [0.0])))
-    model.graph.node.insert(0, helper.make_node("If", ["c"], ["o"], then_branch=inner))
-
-
-def in_a_function(model: onnx.ModelProto) -> None:
-    tensor = outside(helper.make_tensor("c", TensorProto.FLOAT, [1], [0.0]))
-    node = helper.make_node("Constant", [], ["o"], value=tensor)
-    function = helper.make_function("local", "f", [], ["o"], [node], [helper.make_opsetid("", 17)])
-    model.functions.append(function)
-
-
-@pytest.mark.parametrize("hide", [in_an_initializer, in_a_constant, in_a_subgraph, in_a_function])
-def test_a_tensor_in_another_file_is_refused_wherever_it_hides(
-    hide: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "weights.bin").write_bytes(MODEL.weights.tobytes())
-    model = MODEL.onnx()
-    hide(model)
-    with pytest.raises(TrustError) as caught:
-        Session(model.SerializeToString(), SCHEMA)
-    assert caught.value.code == "external-data"
-
-
-def test_a_tensor_that_says_it_is_here_is_not_refused() -> None:
-    model = MODEL.onnx()
-    model.graph.initializer[0].data_location = TensorProto.DEFAULT
-    assert Session(model.SerializeToString(), SCHEMA).predict(RECORDS).shape == (3, 3)
 
 
 def test_nothing_is_printed_by_loading_or_refusing(tmp_path: Path) -> None:

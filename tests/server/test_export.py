@@ -6,6 +6,7 @@ import getpass
 import re
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from opacus.layers import DPGRU, DPLSTM, DPRNN, DPMultiheadAttention
 from torch import Tensor, nn
 
+from common import onnx_format
 from common.data.schema import Column, Schema
 from common.errors import OperationError
+from common.inference import Session
+from common.models.model import Model
 from common.models.preprocess import ServingModel
 from common.models.registry import build
 from server.release.export import INPUT, OUTPUT, to_onnx
@@ -96,6 +101,103 @@ def test_the_file_is_whole_and_has_one_input_and_one_output(exported: Exported) 
     assert tuple(d.dim_value for d in dimensions[1:]) == schema.shape
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     assert {opset.domain for opset in model.opset_import} == {""}  # standard operators alone
+
+
+def test_a_device_runs_every_operator_that_is_exported(exported: Exported) -> None:
+    onnx_format.check(exported[2])
+
+
+class Recurrent(nn.Module):
+    """A step for each column, by a layer that Opacus trains record by record."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.output = layer, nn.Linear(6, 2)
+
+    def forward(self, records: Tensor) -> Tensor:
+        states: Tensor = self.layer(records.unsqueeze(-1))[0]
+        logits: Tensor = self.output(states[:, -1])
+        return logits
+
+
+def attention(*, ours: bool) -> nn.Module:
+    kind = DPMultiheadAttention if ours else nn.MultiheadAttention
+
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layer = nn.Linear(1, 6), kind(6, 2, batch_first=True)
+            self.output = nn.Linear(6, 2)
+
+        def forward(self, records: Tensor) -> Tensor:
+            states = self.first(records.unsqueeze(-1))
+            logits: Tensor = self.output(self.layer(states, states, states)[0].mean(1))
+            return logits
+
+    return Attentive()
+
+
+def stacked(*layers: nn.Module, features: int) -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 2)), *layers, nn.Flatten(), nn.Linear(features, 2))
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "DPLSTM": lambda: Recurrent(DPLSTM(1, 6, batch_first=True)),
+    "DPGRU": lambda: Recurrent(DPGRU(1, 6, batch_first=True)),
+    "DPRNN": lambda: Recurrent(DPRNN(1, 6, batch_first=True)),
+    "LSTM": lambda: Recurrent(nn.LSTM(1, 6, batch_first=True)),
+    "GRU": lambda: Recurrent(nn.GRU(1, 6, batch_first=True)),
+    "RNN": lambda: Recurrent(nn.RNN(1, 6, batch_first=True)),
+    "DPMultiheadAttention": lambda: attention(ours=True),
+    "MultiheadAttention": lambda: attention(ours=False),
+    "Conv1d and norms": lambda: stacked(
+        nn.Conv1d(1, 4, 3, padding=1),
+        nn.GroupNorm(2, 4),
+        nn.GELU(),
+        nn.InstanceNorm1d(4, affine=True),
+        nn.SiLU(),
+        nn.MaxPool1d(2),
+        nn.Flatten(),
+        nn.LayerNorm(4),
+        nn.Dropout(0.1),
+        features=4,
+    ),
+    "activations": lambda: stacked(
+        nn.ReLU6(),
+        nn.Hardtanh(),
+        nn.ELU(),
+        nn.SELU(),
+        nn.LeakyReLU(),
+        nn.PReLU(),
+        nn.Softplus(),
+        nn.Softsign(),
+        nn.Mish(),
+        nn.Hardswish(),
+        nn.LogSigmoid(),
+        nn.Softshrink(),
+        nn.Threshold(0.1, 0.0),
+        features=2,
+    ),
+}
+IN_CI = ("DPLSTM", "Conv1d and norms")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in IN_CI else pytest.mark.figures)
+        for name in sorted(LAYERS)
+    ],
+)
+def test_a_device_runs_what_layers_that_can_be_trained_are_exported_to(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = ServingModel(Model(nn.Identity(), LAYERS[name]()), TABLE).eval()
+    data = to_onnx(model, TABLE)
+    raw = records(TABLE, 5)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(raw)).numpy()
+    np.testing.assert_allclose(Session(data, TABLE).predict(raw), expected, atol=1e-4)
 
 
 def test_the_file_says_nothing_about_the_machine(exported: Exported) -> None:

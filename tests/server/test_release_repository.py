@@ -258,27 +258,40 @@ def test_the_statement_is_about_the_two_model_files() -> None:
     assert encode(predicate)
 
 
+GOOD = Release(
+    name="m",
+    version=1,
+    simulated=False,
+    task="classification",
+    schema=SCHEMA,
+    plan=PLAN.digest,
+    weights=FIRST.model.safetensors(),
+    model=FIRST.model.onnx().SerializeToString(),
+    answers=KnownAnswers.make(SCHEMA, FIRST.model.answer),
+    statement=FIRST.files()["statement.dsse.json"],
+)
+
+
 def test_a_release_whose_model_devices_would_refuse_is_not_assembled() -> None:
-    model = FIRST.model
-    good = Release(
-        name="m",
-        version=1,
-        simulated=False,
-        task="classification",
-        schema=SCHEMA,
-        plan=PLAN.digest,
-        weights=model.safetensors(),
-        model=model.onnx().SerializeToString(),
-        answers=KnownAnswers.make(SCHEMA, model.answer),
-        statement=b"{}",
-    )
-    assert set(assemble(good)) == set(FIRST.files())
+    assert set(assemble(GOOD)) == set(FIRST.files())
     wrong = KnownAnswers.make(SCHEMA, Recipe(version=5).model.answer)
-    for bad in (replace(good, model=b"nothing"), replace(good, answers=wrong)):
+    for bad in (replace(GOOD, model=b"nothing"), replace(GOOD, answers=wrong)):
         with pytest.raises(TrustError):
             assemble(bad)
     with pytest.raises(InputError):
-        assemble(replace(good, version=0))
+        assemble(replace(GOOD, version=0))
+
+
+def test_a_release_with_an_operator_that_no_device_runs_is_not_assembled() -> None:
+    model = FIRST.model.onnx()
+    node = model.graph.node.add(op_type="RunCommand", domain="com.example")
+    node.output.append("x")
+    with pytest.raises(TrustError) as caught:
+        assemble(replace(GOOD, model=model.SerializeToString()))
+    assert caught.value.code == "unknown-operator"
+    assert "com.example.RunCommand" in caught.value.message
+    with pytest.raises(TrustError, match="weights"):
+        assemble(replace(GOOD, weights=GOOD.weights + b"\0"))
 
 
 def test_known_answers_can_come_from_the_session_itself() -> None:

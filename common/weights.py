@@ -2,7 +2,7 @@
 
 The rule: bytes that two parsers could disagree about are refused. The public parsers accept a
 header of megabytes, a key twice, half a million empty tensors, and NaN; this one does not. Nothing
-is loaded.
+is loaded. A release names every tensor, and a device holds the file to exactly those.
 
 Format: 8 bytes little-endian header length, a JSON header of ``name -> {dtype, shape,
 data_offsets}``, then the tensors, without holes or overlap.
@@ -19,6 +19,7 @@ import numpy as np
 from common.errors import TrustError
 
 MAX_HEADER_BYTES = 64 * 2**10
+MAX_NAME = 256
 METADATA = "__metadata__"
 
 # Item sizes in bytes; a dtype that is not here is refused.
@@ -26,8 +27,16 @@ SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
-def check(data: bytes) -> None:
-    """Raise :class:`TrustError` unless ``data`` is a well-formed file of finite numbers."""
+# A tensor's name to its dtype, as the format spells it, and its shape.
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def check(data: bytes) -> Tensors:
+    """The tensors that the file holds, once it is well-formed and all its numbers are finite.
+
+    Raises:
+        TrustError: it is not; nothing of it should be used.
+    """
     if len(data) < 8:
         raise _bad("it is shorter than its header's length")
     length = int.from_bytes(data[:8], "little")
@@ -36,9 +45,9 @@ def check(data: bytes) -> None:
     header, body = data[8 : 8 + length], memoryview(data)[8 + length :]
     if len(header) != length or not header.startswith(b"{"):
         raise _bad("its header is cut off or not an object")
-    tensors = _tensors(header)
+    found = _tensors(header)
     end = 0
-    for start, stop, name, dtype in sorted(tensors):
+    for start, stop, name, dtype, _ in sorted(found):
         if start != end or stop > len(body):
             raise _bad(
                 f"tensor {name!r} has bytes {start} to {stop}, not from {end} in {len(body)}"
@@ -47,10 +56,14 @@ def check(data: bytes) -> None:
         end = stop
     if end != len(body):
         raise _bad(f"its tensors end at byte {end} of {len(body)}")
+    return {name: (dtype, shape) for _, _, name, dtype, shape in found}
 
 
-def _tensors(header: bytes) -> list[tuple[int, int, str, str]]:
-    """(first byte, byte after the last, name, dtype) of every tensor."""
+_Entry = tuple[int, int, str, str, tuple[int, ...]]
+
+
+def _tensors(header: bytes) -> list[_Entry]:
+    """(first byte, byte after the last, name, dtype, shape) of every tensor."""
     try:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -63,7 +76,9 @@ def _tensors(header: bytes) -> list[tuple[int, int, str, str]]:
     return [_tensor(name, entry) for name, entry in entries.items()]
 
 
-def _tensor(name: str, entry: Any) -> tuple[int, int, str, str]:
+def _tensor(name: str, entry: Any) -> _Entry:
+    if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+        raise _bad(f"a tensor is called {name[:40]!r}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad(f"tensor {name!r} has not exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -74,7 +89,7 @@ def _tensor(name: str, entry: Any) -> tuple[int, int, str, str]:
     start, stop = offsets
     if stop - start != prod(shape) * SIZES[dtype] or stop == start:
         raise _bad(f"tensor {name!r} has {stop - start} bytes for shape {shape} of {dtype}")
-    return start, stop, name, dtype
+    return start, stop, name, dtype, tuple(shape)
 
 
 def _check_finite(content: memoryview, name: str, dtype: str) -> None:

@@ -1,0 +1,402 @@
+"""What may a model file hold? A small part of ONNX, listed here; everything else is refused.
+
+The rule: the bytes are walked before any runtime sees them, and each part of them has to be one
+that is listed: its field, its type, how often it may stand, and for a node its operator. Left out,
+and so refused wherever they stand: operators that are not listed and other domains, graphs inside
+of nodes (branches, loops), functions of the model's own, training, tensors in other files, and
+numbers that are not finite. A file with more parts than a model has is refused at that count, so
+that a refusal takes no longer than a load.
+
+Field numbers are those of onnx.proto (ONNX IR 3 and later); a test holds them against the onnx
+package, which a device does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
+
+from common.errors import TrustError
+
+MAX_MODEL_BYTES = 512 * 2**20
+MAX_FIELDS = 100_000  # of all messages together: what bounds the time of a walk
+MAX_NODES = 5_000
+MAX_TENSORS = 5_000
+MAX_ELEMENTS = 2**40  # of one dimension
+
+STANDARD, CONTRIB = ("", "ai.onnx"), "com.microsoft"
+
+# What torch.onnx writes for the layers that can be trained here, and what belongs beside it: pure
+# functions of their inputs. None draws random numbers, loops, branches, or reads anything else.
+# In this order: arithmetic; comparison and choice; activations; layers; over an axis; shape and
+# place; quantised.
+_STANDARD_OPERATORS = """
+    Abs Add Ceil Clip Cos Div Einsum Erf Exp Floor Gemm Log MatMul Max Mean Min Mod Mul Neg Pow
+    Reciprocal Round Sign Sin Sqrt Sub Sum
+    And Equal Greater GreaterOrEqual IsNaN Less LessOrEqual Not Or Where Xor
+    Celu Elu Gelu HardSigmoid HardSwish Identity LeakyRelu LogSoftmax Mish PRelu Relu Selu
+    Sigmoid Softmax Softplus Softsign Tanh ThresholdedRelu
+    AveragePool Conv ConvTranspose Dropout GRU GlobalAveragePool GlobalMaxPool
+    GroupNormalization InstanceNormalization LSTM LayerNormalization LpNormalization MaxPool
+    MeanVarianceNormalization RMSNormalization RNN
+    ArgMax ArgMin CumSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum ReduceSumSquare TopK
+    Cast CastLike Concat Constant ConstantOfShape DepthToSpace Expand Flatten Gather
+    GatherElements GatherND OneHot Pad Range Reshape Resize ScatterElements ScatterND Shape
+    Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze
+    ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul
+    QuantizeLinear
+"""
+_CONTRIB_OPERATORS = """
+    DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulIntegerToFloat QGemm
+    QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu
+    QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear
+"""
+OPERATORS = frozenset(_STANDARD_OPERATORS.split())
+CONTRIB_OPERATORS = frozenset(_CONTRIB_OPERATORS.split())
+
+# Message to field number to (name, what it is): another message, or one of the kinds of _WIRES.
+# A name that ends in * may stand more than once.
+GRAMMAR: dict[str, dict[int, tuple[str, str]]] = {
+    "ModelProto": {
+        1: ("ir_version", "int"),
+        2: ("producer_name", "text"),
+        3: ("producer_version", "text"),
+        4: ("domain", "text"),
+        5: ("model_version", "int"),
+        6: ("doc_string", "text"),
+        7: ("graph", "GraphProto"),
+        8: ("opset_import*", "OperatorSetIdProto"),
+        14: ("metadata_props*", "StringStringEntryProto"),
+    },
+    "OperatorSetIdProto": {1: ("domain", "text"), 2: ("version", "int")},
+    "StringStringEntryProto": {1: ("key", "text"), 2: ("value", "text")},
+    "GraphProto": {
+        1: ("node*", "NodeProto"),
+        2: ("name", "text"),
+        5: ("initializer*", "TensorProto"),
+        10: ("doc_string", "text"),
+        11: ("input*", "ValueInfoProto"),
+        12: ("output*", "ValueInfoProto"),
+        13: ("value_info*", "ValueInfoProto"),
+        16: ("metadata_props*", "StringStringEntryProto"),
+    },
+    "NodeProto": {
+        1: ("input*", "text"),
+        2: ("output*", "text"),
+        3: ("name", "text"),
+        4: ("op_type", "text"),
+        5: ("attribute*", "AttributeProto"),
+        6: ("doc_string", "text"),
+        7: ("domain", "text"),
+        9: ("metadata_props*", "StringStringEntryProto"),
+    },
+    "AttributeProto": {
+        1: ("name", "text"),
+        2: ("f", "float"),
+        3: ("i", "int"),
+        4: ("s", "text"),
+        5: ("t", "TensorProto"),
+        7: ("floats*", "floats"),
+        8: ("ints*", "ints"),
+        9: ("strings*", "text"),
+        13: ("doc_string", "text"),
+        20: ("type", "int"),
+    },
+    "TensorProto": {
+        1: ("dims*", "ints"),
+        2: ("data_type", "int"),
+        4: ("float_data", "packed"),
+        5: ("int32_data", "packed"),
+        7: ("int64_data", "packed"),
+        8: ("name", "text"),
+        9: ("raw_data", "packed"),
+        10: ("double_data", "packed"),
+        11: ("uint64_data", "packed"),
+        12: ("doc_string", "text"),
+        14: ("data_location", "int"),
+        16: ("metadata_props*", "StringStringEntryProto"),
+    },
+    "ValueInfoProto": {
+        1: ("name", "text"),
+        2: ("type", "TypeProto"),
+        3: ("doc_string", "text"),
+        4: ("metadata_props*", "StringStringEntryProto"),
+    },
+    "TypeProto": {1: ("tensor_type", "Tensor"), 6: ("denotation", "text")},
+    "Tensor": {1: ("elem_type", "int"), 2: ("shape", "TensorShapeProto")},
+    "TensorShapeProto": {1: ("dim*", "Dimension")},
+    "Dimension": {1: ("dim_value", "int"), 2: ("dim_param", "text"), 3: ("denotation", "text")},
+}
+# What else onnx.proto has there, for a message that says what was found.
+REFUSED = {
+    ("ModelProto", 20): "training_info",
+    ("ModelProto", 25): "functions",
+    ("ModelProto", 26): "configuration",
+    ("GraphProto", 14): "quantization_annotation",
+    ("GraphProto", 15): "sparse_initializer",
+    ("NodeProto", 8): "overload",
+    ("NodeProto", 10): "device_configurations",
+    ("AttributeProto", 6): "g",
+    ("AttributeProto", 10): "tensors",
+    ("AttributeProto", 11): "graphs",
+    ("AttributeProto", 14): "tp",
+    ("AttributeProto", 15): "type_protos",
+    ("AttributeProto", 21): "ref_attr_name",
+    ("AttributeProto", 22): "sparse_tensor",
+    ("AttributeProto", 23): "sparse_tensors",
+    ("TensorProto", 3): "segment",
+    ("TensorProto", 6): "string_data",
+    ("TensorProto", 13): "external_data",
+    ("TypeProto", 4): "sequence_type",
+    ("TypeProto", 5): "map_type",
+    ("TypeProto", 7): "opaque_type",
+    ("TypeProto", 8): "sparse_tensor_type",
+    ("TypeProto", 9): "optional_type",
+}
+# Which wire types a kind may have: 0 varint, 1 eight bytes, 2 so many bytes, 5 four bytes.
+_WIRES = {
+    "int": (0,),
+    "float": (5,),
+    "text": (2,),
+    "packed": (2,),
+    "ints": (0, 2),
+    "floats": (5, 2),
+}
+
+# TensorProto.DataType to (numpy's name, the field besides raw_data that may hold it).
+DATA_TYPES = {
+    1: ("<f4", "float_data"),
+    2: ("<u1", "int32_data"),
+    3: ("<i1", "int32_data"),
+    4: ("<u2", "int32_data"),
+    5: ("<i2", "int32_data"),
+    6: ("<i4", "int32_data"),
+    7: ("<i8", "int64_data"),
+    9: ("<u1", "int32_data"),  # bool
+    10: ("<f2", "raw_data"),
+    11: ("<f8", "double_data"),
+    12: ("<u4", "uint64_data"),
+    13: ("<u8", "uint64_data"),
+}
+_DATA = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "raw_data")
+_FIXED = {"float_data": "<f4", "double_data": "<f8"}  # the others are packed varints
+
+Value = int | memoryview
+
+
+def check(model: bytes) -> None:
+    """Raise :class:`TrustError` unless ``model`` is an ONNX file of listed parts alone.
+
+    Codes: ``unknown-operator`` names the operator, ``external-data`` a tensor in another file,
+    ``bad-model`` everything else. Nothing is loaded.
+    """
+    if len(model) > MAX_MODEL_BYTES:
+        raise not_usable(f"{len(model)} bytes are over {MAX_MODEL_BYTES}")
+    _Walk().message(memoryview(model), "ModelProto")
+
+
+def not_usable(why: str, code: str = "bad-model") -> TrustError:
+    """The refusal of a model file."""
+    return TrustError(
+        f"the ONNX model cannot be used: {why}",
+        hint="obtain the release again from its source; if it is still refused, tell the releaser",
+        code=code,
+    )
+
+
+class _Walk:
+    """One pass over a file, and what it has counted so far."""
+
+    def __init__(self) -> None:
+        self._fields = self._nodes = self._tensors = 0
+        self._initializers: set[bytes] = set()
+
+    def message(self, data: memoryview, kind: str) -> dict[str, list[Value]]:
+        """Check a message and all that is in it; returns its scalars by name."""
+        grammar = GRAMMAR[kind]
+        found: dict[str, list[Value]] = {}
+        for number, wire, value in _fields(data):
+            self._fields += 1
+            if self._fields > MAX_FIELDS:
+                raise not_usable(f"it has more than {MAX_FIELDS} parts")
+            if number not in grammar:
+                raise _unlisted(kind, number)
+            name, what = grammar[number]
+            if wire not in _WIRES.get(what, (2,)):
+                raise not_usable(f"{kind}.{name.rstrip('*')} is of wire type {wire}")
+            if name[-1] == "*":
+                name = name[:-1]
+            elif name in found:
+                raise not_usable(f"{kind}.{name} stands there twice")
+            if what in GRAMMAR:
+                assert isinstance(value, memoryview)
+                self._inner(value, name, what)
+                found.setdefault(name, [])
+            else:
+                found.setdefault(name, []).append(value)
+        return found
+
+    def _inner(self, data: memoryview, name: str, kind: str) -> None:
+        found = self.message(data, kind)
+        if kind == "NodeProto":
+            self._nodes += 1
+            if self._nodes > MAX_NODES:
+                raise not_usable(f"it has more than {MAX_NODES} nodes")
+            _check_operator(found)
+        elif kind == "TensorProto":
+            self._tensors += 1
+            if self._tensors > MAX_TENSORS:
+                raise not_usable(f"it has more than {MAX_TENSORS} tensors")
+            if name == "initializer":
+                self._name(_text(found, "name"))
+            _check_tensor(found)
+        elif kind == "AttributeProto":
+            _check_attribute(found)
+        elif kind == "OperatorSetIdProto":
+            domain = _text(found, "domain")
+            if domain not in (*STANDARD, CONTRIB):
+                raise not_usable(f"it wants operators of {domain!r:.80}", "unknown-operator")
+
+    def _name(self, name: str) -> None:
+        if name.encode() in self._initializers:
+            raise not_usable(f"two of its tensors are called {name!r:.80}")
+        self._initializers.add(name.encode())
+
+
+def _check_operator(node: dict[str, list[Value]]) -> None:
+    domain, operator = _text(node, "domain"), _text(node, "op_type")
+    known = OPERATORS if domain in STANDARD else CONTRIB_OPERATORS if domain == CONTRIB else ()
+    if operator not in known:
+        full = f"{domain}.{operator}" if domain else operator
+        raise not_usable(
+            f"its operator {full!r:.120} is not one that a device runs", "unknown-operator"
+        )
+
+
+def _check_attribute(attribute: dict[str, list[Value]]) -> None:
+    for value in (*attribute.get("f", ()), *attribute.get("floats", ())):
+        if not _finite(value, "<f4"):
+            raise not_usable(f"attribute {_text(attribute, 'name')!r:.80} is not a finite number")
+
+
+def _check_tensor(tensor: dict[str, list[Value]]) -> None:
+    """The element type, as many elements as the shape says, and finite ones."""
+    name = _text(tensor, "name")
+    if any(tensor.get("data_location", ())):
+        raise _elsewhere()
+    (data_type,) = tensor.get("data_type", [0])
+    if data_type not in DATA_TYPES:
+        raise not_usable(f"tensor {name!r:.80} has elements of type {data_type}")
+    dtype, typed = DATA_TYPES[data_type]
+    sizes = [size for value in tensor.get("dims", ()) for size in _integers(value)]
+    if len(sizes) > 16 or not all(size <= MAX_ELEMENTS for size in sizes):
+        raise not_usable(f"tensor {name!r:.80} has a malformed shape")
+    held = [field for field in _DATA if field in tensor]
+    if len(held) > 1 or not set(held) <= {typed, "raw_data"}:
+        raise not_usable(f"tensor {name!r:.80} has its elements in {held}")
+    elements = 0
+    if held:
+        (content,) = tensor[held[0]]
+        stored = dtype if held == ["raw_data"] else _FIXED.get(held[0])
+        elements = _count(content, stored)
+        if stored and np.dtype(stored).kind == "f" and not _finite(content, stored):
+            raise not_usable(f"tensor {name!r:.80} holds a value that is not a finite number")
+    if elements != prod(sizes):
+        raise not_usable(f"tensor {name!r:.80} has {elements} elements for shape {sizes}")
+
+
+def _count(content: Value, stored: str | None) -> int:
+    """How many elements: of a fixed width, or varints, which each end in a byte below 128."""
+    assert isinstance(content, memoryview)
+    if stored is None:
+        return int(np.count_nonzero(np.frombuffer(content, np.uint8) < 0x80))
+    width = np.dtype(stored).itemsize
+    return len(content) // width if len(content) % width == 0 else -1
+
+
+def _finite(value: Value, dtype: str) -> bool:
+    assert isinstance(value, memoryview)
+    if len(value) % np.dtype(dtype).itemsize:
+        return False
+    return bool(np.isfinite(np.frombuffer(value, dtype)).all())
+
+
+def _integers(value: Value) -> Iterator[int]:
+    """One varint, or those that are packed into one field."""
+    if isinstance(value, int):
+        yield value
+        return
+    if len(value) > 160:  # sixteen of the longest
+        raise not_usable("it holds a malformed shape")
+    position = 0
+    while position < len(value):
+        number, position = _varint(value, position)
+        yield number
+
+
+def _text(found: dict[str, list[Value]], name: str) -> str:
+    (value,) = found.get(name, [memoryview(b"")])
+    assert isinstance(value, memoryview)
+    try:
+        return str(value, "utf-8")
+    except UnicodeDecodeError as error:
+        raise not_usable(f"its {name} is not text") from error
+
+
+def _unlisted(kind: str, number: int) -> TrustError:
+    name = REFUSED.get((kind, number), f"field {number}")
+    if name == "external_data":
+        return _elsewhere()
+    return not_usable(f"it holds {kind}.{name}, which no model here needs")
+
+
+def _elsewhere() -> TrustError:
+    return TrustError(
+        "the model keeps weights in another file, which its digest does not cover",
+        hint="export the model with its weights inside",
+        code="external-data",
+    )
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
+    """Field number, wire type and value of a protobuf message."""
+    position, end = 0, len(message)
+    while position < end:
+        key = message[position]
+        position += 1
+        if key > 127:
+            key, position = _varint(message, position - 1)
+        wire = key & 7
+        value: Value
+        if wire == 0:
+            value, position = _varint(message, position)
+        else:
+            if wire == 2:
+                length, position = _varint(message, position)
+            elif wire in (1, 5):
+                length = 8 if wire == 1 else 4
+            else:  # groups (3, 4) are not used by ONNX
+                raise not_usable(f"it has a field of wire type {wire}")
+            if length > end - position:
+                raise not_usable("it is cut off")
+            value = message[position : position + length]
+            position += length
+        yield key >> 3, wire, value
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    if position < len(message) and message[position] < 0x80:  # nearly always
+        return message[position], position + 1
+    result = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            raise not_usable("it is cut off")
+        byte = message[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+    raise not_usable("it holds a number of over 64 bits")
