@@ -28,6 +28,7 @@ BOMB = 200 * 10**6  # bytes, unpacked
 _ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 
+@cache
 def weights() -> dict[str, bytes]:
     """Safetensors files, by what is wrong with them."""
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
@@ -49,6 +50,7 @@ def weights() -> dict[str, bytes]:
     }
 
 
+@cache
 def models() -> dict[str, bytes]:
     """ONNX files, by what is wrong with them."""
     changes: Mapping[str, Callable[[onnx.ModelProto], None]] = {
@@ -79,7 +81,9 @@ def models() -> dict[str, bytes]:
     shape = _field(1, _field(2, _field(1, b"") * EMPTY))  # TypeProto.tensor_type.shape.dim
     return {
         **files,
-        "half a million empty tensors": _stuffed(_field(5, tensor) * EMPTY),
+        "half a million empty tensors": _stuffed(
+            b"".join(_field(5, tensor + _field(8, b"t%d" % n)) for n in range(EMPTY))
+        ),
         "half a million nodes": _stuffed(_field(1, node) * EMPTY),
         "half a million dimensions": _stuffed(_field(13, _field(2, shape))),
         "half a million remarks": sound().SerializeToString() + _field(14, b"") * EMPTY,

@@ -166,6 +166,21 @@ _WIRES = {
     "floats": (5, 2),
 }
 
+_NEVER_EMPTY = ("NodeProto", "TensorProto", "GraphProto")
+# The same, by field number, as it is looked up: (name, may it be repeated, wires, message).
+_TABLE = {
+    kind: {
+        number: (
+            name.rstrip("*"),
+            name[-1] == "*",
+            _WIRES.get(what, (2,)),
+            what * (what in GRAMMAR),
+        )
+        for number, (name, what) in fields.items()
+    }
+    for kind, fields in GRAMMAR.items()
+}
+
 # TensorProto.DataType to (numpy's name, the field besides raw_data that may hold it).
 DATA_TYPES = {
     1: ("<f4", "float_data"),
@@ -216,7 +231,7 @@ class _Walk:
 
     def message(self, data: memoryview, kind: str) -> dict[str, list[Value]]:
         """Check a message and all that is in it; returns its scalars by name."""
-        grammar = GRAMMAR[kind]
+        grammar = _TABLE[kind]
         found: dict[str, list[Value]] = {}
         for number, wire, value in _fields(data):
             self._fields += 1
@@ -224,19 +239,21 @@ class _Walk:
                 raise not_usable(f"it has more than {MAX_FIELDS} parts")
             if number not in grammar:
                 raise _unlisted(kind, number)
-            name, what = grammar[number]
-            if wire not in _WIRES.get(what, (2,)):
-                raise not_usable(f"{kind}.{name.rstrip('*')} is of wire type {wire}")
-            if name[-1] == "*":
-                name = name[:-1]
-            elif name in found:
+            name, repeated, wires, inner = grammar[number]
+            if wire not in wires:
+                raise not_usable(f"{kind}.{name} is of wire type {wire}")
+            values = found.get(name)
+            if values is None:
+                values = found[name] = []
+            elif not repeated:
                 raise not_usable(f"{kind}.{name} stands there twice")
-            if what in GRAMMAR:
+            if not inner:
+                values.append(value)
+            elif value:  # an empty message of any kind but these three says nothing
                 assert isinstance(value, memoryview)
-                self._inner(value, name, what)
-                found.setdefault(name, [])
-            else:
-                found.setdefault(name, []).append(value)
+                self._inner(value, name, inner)
+            elif inner in _NEVER_EMPTY:
+                raise not_usable(f"{kind}.{name} is empty")
         return found
 
     def _inner(self, data: memoryview, name: str, kind: str) -> None:

@@ -45,7 +45,8 @@ from simulations.population import Run, prepare, reopen
 SUMMARY = "summary.json"
 LATENCY_SAMPLES = 500
 _BATCH = 1000
-_DERIVED = ("bundle", "trust.json", "repository", "device", "report.html")
+DEVICE = "device"  # its directory in a run, and its keys elsewhere
+_DERIVED = ("bundle", "trust.json", "repository", DEVICE, "report.html")
 
 Progress = Callable[[str, int, int], None]
 
@@ -180,6 +181,7 @@ def _forget_derived(run: Run) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    shutil.rmtree(run.keys / DEVICE, ignore_errors=True)  # a new device for a new repository
 
 
 def _enrol_device(run: Run, experiment: Experiment, published: Published) -> Predictor:
@@ -193,7 +195,7 @@ def _enrol_device(run: Run, experiment: Experiment, published: Published) -> Pre
         accept_simulated=bool(claims["simulated"]),
     )
     root = (run.path / "repository" / "metadata" / "1.root.json").read_bytes()
-    home = DeviceHome.init(run.path / "device", root, policy)
+    home = DeviceHome.init(run.path / DEVICE, root, policy, run.keys / DEVICE)
     update(home, datetime.now(UTC))
     return Predictor.load(home)
 

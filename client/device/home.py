@@ -2,14 +2,16 @@
 
 The rule: the policy and the root of trust are written once, at enrolment, from outside of any
 repository; an update never touches them. A key is trusted by its fingerprint in the policy, so it
-does not matter which file its bytes were found in.
+does not matter which file its bytes were found in. What must outlive this directory, or must not
+leave with a copy of it, lies in another one, with the device's keys.
 
     policy.json        the device owner's terms
+    device.json        whose directory this is, and where its keys are
     root.json          the TUF root that this device was enrolled with
     tuf/               TUF metadata that verified: what this device has seen
-    slots/a  slots/b   two places for a release; one is current
+    slots/a  slots/b   two places for a release, sealed to the device; one is current
     current.json       which slot, and the digest of every file in it
-    decisions.jsonl    every model that was accepted or refused, and why
+    decisions.jsonl    every model that was accepted or refused, and why, signed
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
-
+from client.device import floor
+from client.device.floor import Floor
+from client.device.identity import Identity
 from common import durable
-from common.canonical import CanonicalError, Json, decode_lenient, encode, number
+from common.canonical import CanonicalError, Json, decode, decode_lenient, encode, number
 from common.config import Table
 from common.errors import InputError, OperationError, PlanError, TrustError
 from common.keys import PublicKey
@@ -51,6 +53,8 @@ class DevicePolicy:
             device's own directory.
         threshold: how many different ``signers`` a statement needs, >= 1.
         accept_simulated: also run models whose noise was repeatable or whose data were nobody's.
+        least_version: the oldest version to run, >= 1: what still holds where everything that this
+            device knew is gone.
 
     Raises:
         PlanError: a value is out of range.
@@ -62,6 +66,7 @@ class DevicePolicy:
     repository: str
     threshold: int = 2
     accept_simulated: bool = False
+    least_version: int = 1
 
     def __post_init__(self) -> None:
         if not (0 < self.greatest_epsilon <= GREATEST_EPSILON and 0 < self.greatest_delta < 1):
@@ -79,6 +84,8 @@ class DevicePolicy:
             raise PlanError(
                 f"{self.threshold} signatures cannot come from {len(set(self.signers))} signers"
             )
+        if not 1 <= self.least_version < 2**53:
+            raise PlanError(f"least_version = {self.least_version} is not a version from 1 on")
         if "://" in self.repository and not self.repository.startswith(("https://", "http://")):
             raise PlanError(
                 f"repository = {self.repository!r} is not https, http or a directory",
@@ -97,6 +104,7 @@ class DevicePolicy:
             "repository": self.repository,
             "threshold": self.threshold,
             "accept_simulated": self.accept_simulated,
+            "least_version": self.least_version,
         }
 
     @classmethod
@@ -109,6 +117,7 @@ class DevicePolicy:
             repository=table.text("repository"),
             threshold=table.integer("threshold", 2, low=1, high=16),
             accept_simulated=table.flag("accept_simulated", False),
+            least_version=table.integer("least_version", 1, low=1, high=2**53 - 1),
         )
         table.done()
         return policy
@@ -149,23 +158,36 @@ class DeviceHome:
             )
 
     @classmethod
-    def init(cls, path: Path, root: bytes, policy: DevicePolicy) -> DeviceHome:
+    def init(
+        cls, path: Path, root: bytes, policy: DevicePolicy, keys: Path | None = None
+    ) -> DeviceHome:
         """Enrol a device into an empty or new directory.
 
         Args:
             root: TUF root metadata that came from somewhere else than the repository.
+            keys: the key directory, outside of ``path``; ``PATH.keys`` if omitted. One that has
+                keys is the same device again: how far it came still counts.
 
         Raises:
-            TrustError: ``root`` is not root metadata that its own keys sign.
-            InputError: the directory holds something else.
+            TrustError: ``root`` is not root metadata that its own keys sign; others can read the
+                keys; the floor beside them is not this device's.
+            InputError: the directory holds something else, or the keys would lie in it.
         """
         _check_root(root)
+        place = keys or _beside(path)
+        if place.absolute().is_relative_to(path.absolute()):
+            raise InputError(
+                f"the keys in {place} would be wiped with the device's directory",
+                hint="name a key directory outside of it",
+            )
         if path.exists() and not _is_free(path, root):
             raise InputError(
                 f"{path} is not an empty directory",
                 hint="name a new directory; a device never takes one over",
                 code="not-empty",
             )
+        identity = Identity.create(place)
+        floor.read(identity)
         with durable.disk_errors(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             durable.sweep(path)
@@ -173,6 +195,12 @@ class DeviceHome:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             durable.sync_directory(path)
             durable.sync_directory(path / "slots")
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "device": identity.fingerprint,
+            "keys": str(keys.absolute()) if keys else None,
+        }
+        durable.replace(path / "device.json", encode(document))
         durable.replace(path / "root.json", root)
         durable.replace(path / "policy.json", policy.encode())  # last: from here on it is a device
         return cls(path)
@@ -182,6 +210,45 @@ class DeviceHome:
         """The owner's terms, read afresh: a stricter policy holds from the next call on."""
         file = self.path / "policy.json"
         return DevicePolicy.decode(file.read_bytes(), str(file))
+
+    @cached_property
+    def identity(self) -> Identity:
+        """This device's keys.
+
+        Raises:
+            OperationError: a key is missing.
+            TrustError: they are another device's, or open to others.
+        """
+        file = self.path / "device.json"
+        try:
+            table = Table(decode(file.read_bytes()), source=str(file))
+            table.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
+            device = table.text("device")
+            keys = Path(table.text("keys")) if table.values.get("keys") else _beside(self.path)
+        except (OSError, CanonicalError, InputError) as error:
+            raise TrustError(
+                f"{file} does not say whose directory this is: {error}",
+                hint="enrol the device again, in a new directory",
+                code="damaged",
+            ) from error
+        identity = Identity(keys)
+        if identity.fingerprint != device:
+            raise TrustError(
+                f"{self.path} belongs to device {device[:16]}…, and the keys in {keys} are those "
+                f"of {identity.fingerprint[:16]}…",
+                hint="use the directory on the device that it was enrolled on",
+                code="another-device",
+            )
+        return identity
+
+    @property
+    def floor(self) -> Floor:
+        """How far this device came, read afresh."""
+        return floor.read(self.identity)
+
+    def raise_floor(self, raised: Floor) -> None:
+        """Write the floor, durably; only with the lock held."""
+        floor.write(self.identity, raised)
 
     @cached_property
     def root(self) -> bytes:
@@ -206,16 +273,16 @@ class DeviceHome:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Let one process at a time change this directory, and clear what a killed one left."""
+        """Let one process at a time change this device, and clear what a killed one left."""
         busy = OperationError(
             f"another process is updating {self.path}", hint="wait until it is done", code="locked"
         )
-        with durable.exclusively(self.path, busy):
+        with durable.exclusively(self.path, busy), durable.exclusively(self.identity.path, busy):
             self._sweep()
             yield
 
     def _sweep(self) -> None:
-        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+        for folder in (self.path, self.identity.path, *(self.path / name for name in _FOLDERS)):
             durable.sweep(folder)
         for leftover in self.path.glob(f"{STAGING}*"):
             shutil.rmtree(leftover)
@@ -230,12 +297,23 @@ def _is_free(path: Path, root: bytes) -> bool:
         return False
     files = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
     return all(
-        file.suffix == ".tmp" or (file == path / "root.json" and file.read_bytes() == root)
+        file.suffix == ".tmp"
+        or file == path / "device.json"
+        or (file == path / "root.json" and file.read_bytes() == root)
         for file in files
     )
 
 
+def _beside(path: Path) -> Path:
+    absolute = path.absolute()
+    return absolute.with_name(f"{absolute.name}.keys")
+
+
 def _check_root(data: bytes) -> None:
+    # Here, because a device that only answers imports no TUF.
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
+
     try:
         metadata: Metadata[Root] = Metadata.from_bytes(data)
         if not isinstance(metadata.signed, Root):

@@ -59,7 +59,14 @@ class Predictor:
         """
         pointer, files = slots.load(home)
         return cls(
-            verify(files, home.policy, home.keys(), floor=pointer.version, name=pointer.name)
+            verify(
+                files,
+                home.policy,
+                home.keys(),
+                floor=pointer.version,
+                name=pointer.name,
+                known=pointer.sealed,
+            )
         )
 
     def probabilities(self, records: NDArray[Any]) -> Array:

@@ -1,24 +1,75 @@
 """Two places for a release, one of them current: a switch is one rename.
 
 The rule: a release is written to the slot that is not in use and read back whole before
-``current.json`` points to it, and what ``current.json`` points to is hashed before it is used.
-Killed at any write, the device loads the old release or the new one.
+``current.json`` points to it, and what ``current.json`` points to is authenticated before it is
+used: hashed, or opened with the device's key, which is bound to the hash. Killed at any write, the
+device loads the old release or the new one. The model lies sealed to the device; a directory that
+somebody put back to an older release than the device last switched to is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from client.device.home import DeviceHome
-from client.device.verify import LIMITS, Candidate
+from client.device.verify import LIMITS, MODEL, RELEASE, WEIGHTS, Candidate
 from common import durable
 from common.canonical import CanonicalError, Json, decode, digest, encode
 from common.config import Table
 from common.errors import InputError, OperationError, TrustError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: sealed, with the release before
 SLOTS = ("a", "b")
+SEALED = (WEIGHTS, MODEL)  # the rest is public, and says nothing of the model
+SUFFIX = ".sealed"
+NEEDED = tuple(name for name in LIMITS if name != WEIGHTS)  # for answering
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A release in a slot.
+
+    Args:
+        slot: ``a`` or ``b``.
+        name, version: of the release.
+        digests: SHA-256 of every file of it, as it was published.
+    """
+
+    slot: str
+    name: str
+    version: int
+    digests: Mapping[str, str]
+
+    def json(self) -> Json:
+        return {
+            "slot": self.slot,
+            "name": self.name,
+            "version": self.version,
+            "digests": dict(self.digests),
+        }
+
+    @classmethod
+    def read(cls, table: Table) -> Installed:
+        digests = table.table("digests")
+        installed = cls(
+            slot=table.text("slot", choices=SLOTS),
+            name=table.name("name"),
+            version=table.integer("version", low=1, high=2**53 - 1),
+            digests={name: digests.text(name) for name in LIMITS},
+        )
+        digests.done()
+        table.done()
+        return installed
+
+    def sealed_as(self, file: str) -> dict[str, str | int]:
+        """What a sealed file of it is bound to, besides the device."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "file": file,
+            "digest": self.digests[file],
+        }
 
 
 @dataclass(frozen=True)
@@ -26,27 +77,38 @@ class Current:
     """What ``current.json`` says.
 
     Args:
-        slot: ``a`` or ``b``.
-        name, version: of the release in it.
-        digests: SHA-256 of every file in it.
-        seen: the latest time at which a repository's metadata verified, in seconds since 1970
-            (UTC). A clock that is set back does not make expired metadata fresh again.
+        release: what the device runs.
+        previous: what it ran before, in the other slot; None if there is no going back.
+        declined: digest of the ``release.json`` that the owner went back from; empty: none.
     """
 
-    slot: str
-    name: str
-    version: int
-    digests: Mapping[str, str]
-    seen: int
+    release: Installed
+    previous: Installed | None = None
+    declined: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.release.name
+
+    @property
+    def version(self) -> int:
+        return self.release.version
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return self.release.digests
+
+    @property
+    def sealed(self) -> Mapping[str, str]:
+        """Digests of the files that only open as what they are."""
+        return {name: self.digests[name] for name in SEALED}
 
     def json(self) -> Json:
         return {
             "schema_version": SCHEMA_VERSION,
-            "slot": self.slot,
-            "name": self.name,
-            "version": self.version,
-            "digests": dict(self.digests),
-            "seen": self.seen,
+            "release": self.release.json(),
+            "previous": [self.previous.json()] if self.previous else [],
+            "declined": [self.declined] if self.declined else [],
         }
 
     @classmethod
@@ -54,19 +116,13 @@ class Current:
         try:
             table = Table(decode(data), source="current.json")
             table.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
-            digests = table.table("digests")
-            current = cls(
-                slot=table.text("slot", choices=SLOTS),
-                name=table.name("name"),
-                version=table.integer("version", low=1, high=2**53 - 1),
-                digests={name: digests.text(name) for name in LIMITS},
-                seen=table.integer("seen", low=0, high=2**53 - 1),
-            )
-            digests.done()
+            release = Installed.read(table.table("release"))
+            previous = [Installed.read(entry) for entry in table.tables("previous")[:1]]
+            declined = table.texts("declined", most=1)
             table.done()
         except (CanonicalError, InputError) as error:
             raise _damaged(f"current.json is unreadable: {error}") from error
-        return current
+        return cls(release, previous[0] if previous else None, "".join(declined))
 
 
 def current(home: DeviceHome) -> Current | None:
@@ -78,11 +134,12 @@ def current(home: DeviceHome) -> Current | None:
 
 
 def load(home: DeviceHome) -> tuple[Current, dict[str, bytes]]:
-    """The files of the current release, as bytes with the recorded digests.
+    """What answering needs of the current release: bytes with the recorded digests, no weights.
 
     Raises:
-        OperationError: there is no release yet.
-        TrustError: a file is missing or was changed.
+        OperationError: there is no release yet, or the device's keys are gone.
+        TrustError: a file is missing or was changed, the keys are another device's, or the
+            directory was put back to an older release.
     """
     while True:
         pointer = current(home)
@@ -93,41 +150,77 @@ def load(home: DeviceHome) -> tuple[Current, dict[str, bytes]]:
                 code="no-model",
             )
         try:
-            return pointer, _read(home, pointer.slot, pointer.digests)
+            files = read(home, pointer.release, NEEDED)
+            _check_not_put_back(home, pointer)
+            return pointer, files
         except TrustError:
             if current(home) == pointer:
                 raise  # not an update that took place in between
 
 
-def install(home: DeviceHome, candidate: Candidate, previous: Current | None, seen: int) -> None:
-    """Make a verified release current."""
-    slot = SLOTS[0] if previous is None or previous.slot == SLOTS[1] else SLOTS[1]
-    digests = candidate.digests()
+def read(
+    home: DeviceHome, installed: Installed, names: Iterable[str] = tuple(LIMITS)
+) -> dict[str, bytes]:
+    """Files of a release in a slot; :class:`TrustError` unless each is whole."""
+    files = {}
+    for name in names:
+        try:
+            data = (home.slots / installed.slot / _stored(name)).read_bytes()
+            if name in SEALED:
+                data = home.identity.open(data, installed.sealed_as(name))
+        except OSError as error:
+            raise _damaged(f"slot {installed.slot} lacks {name}: {error.strerror}") from error
+        except TrustError as error:
+            if error.code != "not-ours":
+                raise
+            raise _damaged(
+                f"{name} in slot {installed.slot} was changed since it was verified, or sealed to "
+                "another device or as another release"
+            ) from error
+        if name not in SEALED and digest(data) != installed.digests[name]:
+            raise _damaged(f"{name} in slot {installed.slot} was changed since it was verified")
+        files[name] = data
+    return files
+
+
+def install(home: DeviceHome, candidate: Candidate, before: Current | None) -> None:
+    """Make a verified release current.
+
+    Args:
+        before: what was current, if that can be read.
+    """
+    slot = SLOTS[0] if before is None or before.release.slot == SLOTS[1] else SLOTS[1]
+    installed = Installed(slot, candidate.name, candidate.version, dict(candidate.digests))
     for name, data in candidate.files.items():
-        durable.replace(home.slots / slot / name, data)
-    _read(home, slot, digests)
-    _write(home, Current(slot, candidate.name, candidate.version, digests, seen))
+        if name in SEALED:
+            data = home.identity.seal(data, installed.sealed_as(name))
+        durable.replace(home.slots / slot / _stored(name), data)
+    read(home, installed)
+    older = before is not None and before.version < installed.version
+    _write(home, Current(installed, before.release if before and older else None))
 
 
-def note_seen(home: DeviceHome, pointer: Current, seen: int) -> None:
-    """Record that a repository was believed at ``seen``; nothing else changes."""
-    _write(home, replace(pointer, seen=seen))
+def go_back(home: DeviceHome, before: Current, to: Installed) -> None:
+    """Make the release in the other slot current, and remember what its owner went back from."""
+    _write(home, Current(to, None, before.digests[RELEASE]))
+
+
+def _check_not_put_back(home: DeviceHome, pointer: Current) -> None:
+    running = home.floor.running
+    if pointer.version < running:
+        raise TrustError(
+            f"{home.path} holds version {pointer.version}, and this device had version {running}",
+            hint="somebody put an older copy of the directory back: update the device",
+            code="rolled-back",
+        )
+
+
+def _stored(name: str) -> str:
+    return name + SUFFIX if name in SEALED else name
 
 
 def _write(home: DeviceHome, pointer: Current) -> None:
     durable.replace(home.current, encode(pointer.json()))
-
-
-def _read(home: DeviceHome, slot: str, digests: Mapping[str, str]) -> dict[str, bytes]:
-    files = {}
-    for name, expected in digests.items():
-        try:
-            files[name] = (home.slots / slot / name).read_bytes()
-        except OSError as error:
-            raise _damaged(f"slot {slot} lacks {name}: {error.strerror}") from error
-        if digest(files[name]) != expected:
-            raise _damaged(f"{name} in slot {slot} was changed since it was verified")
-    return files
 
 
 def _damaged(why: str) -> TrustError:

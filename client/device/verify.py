@@ -57,6 +57,7 @@ class Candidate:
         schema: what it predicts from, and its classes.
         epsilon, delta, unit: the headline of its privacy statement.
         files: the verified bytes, by name.
+        digests: SHA-256 of every file, by name.
         session: the model, loaded from those bytes.
     """
 
@@ -68,11 +69,8 @@ class Candidate:
     delta: float
     unit: str
     files: Mapping[str, bytes]
+    digests: Mapping[str, str]
     session: Session
-
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of every file, by name."""
-        return {name: digest(data) for name, data in self.files.items()}
 
 
 def verify(
@@ -82,26 +80,32 @@ def verify(
     *,
     floor: int = 0,
     name: str | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Candidate:
     """Check a release in full.
 
     Args:
-        files: exactly the files of a release.
+        files: exactly the files of a release; without the weights if their digest is ``known``.
         keys: public keys from anywhere; only those whose fingerprints the policy names count.
         floor: the least version that may be accepted.
         name: the model that this device runs; None if it has none yet.
+        known: SHA-256, by name, of files that were verified before and authenticated since.
 
     Raises:
         TrustError: the first thing that is wrong. Exit code 11, always.
     """
-    _check_lengths(files)
-    predicate = _check_statement(files, policy, keys)
+    _check_lengths(files, known or {})
+    digests = {name: digest(data) for name, data in files.items() if name not in (known or {})}
+    digests.update(known or {})
+    predicate = _check_statement(files[STATEMENT], digests, policy, keys)
     release = _Release.read(files[RELEASE])
-    _check_digests(files, release.files)
+    _check_digests(files, digests, release.files)
     _check_agreement(release, predicate)
     _check_version(release, floor, name)
+    _check_owners_floor(release, policy)
     _check_policy(release, predicate, policy)
-    _check_weights(files[WEIGHTS], release)
+    if WEIGHTS in files:
+        _check_weights(files[WEIGHTS], release)
     session = Session(files[MODEL], release.schema)
     KnownAnswers.decode(files[ANSWERS], release.schema).check(session)
     return Candidate(
@@ -113,6 +117,7 @@ def verify(
         delta=predicate.delta,
         unit=predicate.unit,
         files=dict(files),
+        digests=digests,
         session=session,
     )
 
@@ -221,8 +226,9 @@ class _Predicate:
 # -- the checks, in order --------------------------------------------------------------------------
 
 
-def _check_lengths(files: Mapping[str, bytes]) -> None:
-    if set(files) != set(LIMITS):
+def _check_lengths(files: Mapping[str, bytes], known: Mapping[str, str]) -> None:
+    left_out = {WEIGHTS} & set(known) - set(files)
+    if set(files) != set(LIMITS) - left_out:
         raise TrustError(f"a release has the files {sorted(LIMITS)}, not {sorted(files)}")
     for name, data in files.items():
         if len(data) > LIMITS[name]:
@@ -230,23 +236,27 @@ def _check_lengths(files: Mapping[str, bytes]) -> None:
 
 
 def _check_statement(
-    files: Mapping[str, bytes], policy: DevicePolicy, keys: Iterable[PublicKey]
+    statement: bytes, digests: Mapping[str, str], policy: DevicePolicy, keys: Iterable[PublicKey]
 ) -> _Predicate:
     chosen = [key for key in keys if key.fingerprint in policy.signers]
-    envelope = Envelope.decode(files[STATEMENT])
+    envelope = Envelope.decode(statement)
     payload = envelope.verify(INTOTO_TYPE, chosen, policy.threshold)
     subjects, predicate = read_privacy_statement(payload)
     for name in (WEIGHTS, MODEL):
-        if subjects.get(name) != digest(files[name]):
+        if subjects.get(name) != digests[name]:
             raise TrustError(
                 f"the privacy statement is about another {name}", hint=_AGAIN, code="wrong-digest"
             )
     return _Predicate.read(predicate)
 
 
-def _check_digests(files: Mapping[str, bytes], expected: Mapping[str, tuple[str, int]]) -> None:
+def _check_digests(
+    files: Mapping[str, bytes],
+    digests: Mapping[str, str],
+    expected: Mapping[str, tuple[str, int]],
+) -> None:
     for name, (sha256, length) in expected.items():
-        if (digest(files[name]), len(files[name])) != (sha256, length):
+        if digests[name] != sha256 or (name in files and len(files[name]) != length):
             raise TrustError(
                 f"{name} is not the file that {RELEASE} names", hint=_AGAIN, code="wrong-digest"
             )
@@ -273,7 +283,7 @@ def _check_version(release: _Release, floor: int, name: str | None) -> None:
     if name is not None and release.name != name:
         raise TrustError(
             f"this device runs {name!r}; the release is {release.name!r}",
-            hint="enrol another device directory for another model",
+            hint="enrol another device directory, with other keys, for another model",
             code="other-model",
         )
     if release.version < floor:
@@ -282,6 +292,17 @@ def _check_version(release: _Release, floor: int, name: str | None) -> None:
             "which this device has accepted before",
             hint="the repository shows an old release: find out who put it there",
             code="rollback",
+        )
+
+
+def _check_owners_floor(release: _Release, policy: DevicePolicy) -> None:
+    if release.version < policy.least_version:
+        raise TrustError(
+            f"{release.name} version {release.version} is older than version "
+            f"{policy.least_version}, the oldest that this device's owner lets run",
+            hint="the repository shows an old release: find out who put it there; if it is right, "
+            "let the device's owner change least_version",
+            code="too-old",
         )
 
 

@@ -30,10 +30,17 @@ def init_device(
     accept_simulated: Annotated[
         bool, typer.Option("--accept-simulated", help="Also run models made in simulations.")
     ] = False,
+    least_version: Annotated[
+        int, typer.Option(help="Refuse older models, even as a first one.", min=1)
+    ] = 1,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="The device's key directory; DIR.keys if omitted.", metavar="DIR"),
+    ] = None,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
-    """Enrol a device: what it trusts and what it accepts."""
+    """Enrol a device: its keys, what it trusts and what it accepts."""
     from client.device.home import DeviceHome, DevicePolicy
     from common.bundle import Trust
     from common.errors import InputError
@@ -46,15 +53,37 @@ def init_device(
         signers=tuple(Trust.read(trust).signers.values()),
         repository=repository if "://" in repository else str(Path(repository).absolute()),
         accept_simulated=accept_simulated,
+        least_version=least_version,
     )
-    DeviceHome.init(directory, root.read_bytes(), policy)
-    data = {"device": str(directory), "policy": policy.json()}
-    output.show(format_, data, lambda: print(f"enrolled {directory}"))
+    home = DeviceHome.init(directory, root.read_bytes(), policy, keys)
+    floor = home.floor
+    data = {
+        "device": home.identity.fingerprint,
+        "keys": str(home.identity.path),
+        "floor": floor.version or None,
+        "policy": policy.json(),
+    }
+
+    def text() -> None:
+        print(f"enrolled  {directory} as device {home.identity.fingerprint[:16]}…")
+        print(f"keys      in {home.identity.path}: not to be copied, and not to be wiped with it")
+        if floor.version:
+            print(f"floor     it had {floor.name} version {floor.version}: nothing older comes in")
+
+    output.show(format_, data, text)
 
 
 @app.command("update")
 def update_device(
-    directory: DeviceArgument, format_: FormatOption = Format.text, quiet: QuietOption = False
+    directory: DeviceArgument,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also install what was rolled back from.")
+    ] = False,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds for everything that is fetched.", min=1)
+    ] = 600.0,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
 ) -> None:
     """Fetch the newest release and install it, if everything about it verifies."""
     from datetime import UTC, datetime
@@ -62,10 +91,21 @@ def update_device(
     from client.device.home import DeviceHome
     from client.device.updater import update
 
-    outcome = update(DeviceHome(directory), datetime.now(UTC))
-    data = {"installed": outcome.installed, "name": outcome.name, "version": outcome.version}
-    what = "installed" if outcome.installed else "already current"
-    output.show(format_, data, lambda: print(f"{what}: {outcome.name} version {outcome.version}"))
+    outcome = update(DeviceHome(directory), datetime.now(UTC), deadline=deadline, again=again)
+    data = {
+        "installed": outcome.installed,
+        "name": outcome.name,
+        "version": outcome.version,
+        "notice": outcome.notice or None,
+    }
+
+    def text() -> None:
+        what = "installed" if outcome.installed else "already current"
+        print(f"{what}: {outcome.name} version {outcome.version}")
+        if outcome.notice:
+            print(f"note: {outcome.notice}")
+
+    output.show(format_, data, text)
 
 
 @app.command("predict")
@@ -156,26 +196,36 @@ def serve_device(
 def status_device(
     directory: DeviceArgument, format_: FormatOption = Format.text, quiet: QuietOption = False
 ) -> None:
-    """What the device runs, what it accepts, and what it decided lately."""
-    from client.device import log, slots
+    """What the device runs, since when, what that claims, what was refused; checks all of it."""
     from client.device.home import DeviceHome
+    from client.device.status import Status
+    from common.errors import EXIT_TRUST
 
-    home = DeviceHome(directory)
-    current, policy = slots.current(home), home.policy
-    decisions = log.read(home.decisions)
-    data = {
-        "device": str(directory),
-        "model": {"name": current.name, "version": current.version} if current else None,
-        "policy": policy.json(),
-        "decisions": decisions[-20:],
+    status = Status.of(DeviceHome(directory))
+    if not status.wrong:
+        output.show(format_, status.json(), lambda: print("\n".join(status.lines())))
+        return
+    error = {
+        "code": "damaged",
+        "message": "; ".join(status.wrong),
+        "hint": "update the device to mend a model; find out who changed a log",
     }
+    output.show_wrong(format_, status.json(), lambda: print("\n".join(status.lines())), error)
+    raise typer.Exit(EXIT_TRUST)
 
-    def text() -> None:
-        runs = f"{current.name} version {current.version}" if current else "no model yet"
-        print(f"runs      {runs}")
-        simulated = "simulated models too" if policy.accept_simulated else "no simulated models"
-        print(f"accepts   epsilon up to {policy.greatest_epsilon:g}, {simulated}")
-        for decision in decisions[-5:]:
-            print(f"{decision['at']}  {decision['decision']}  {decision['reason']}")
 
-    output.show(format_, data, text)
+@app.command("rollback")
+def rollback_device(
+    directory: DeviceArgument, format_: FormatOption = Format.text, quiet: QuietOption = False
+) -> None:
+    """Go back to the release before, if the owner's policy allows it; the floor stays."""
+    from datetime import UTC, datetime
+
+    from client.device.home import DeviceHome
+    from client.device.rollback import roll_back
+
+    outcome = roll_back(DeviceHome(directory), datetime.now(UTC))
+    data = {"name": outcome.name, "version": outcome.version}
+    output.show(
+        format_, data, lambda: print(f"went back to {outcome.name} version {outcome.version}")
+    )

@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from client.device import log
 from client.device.home import DeviceHome, DevicePolicy
 from common.canonical import Json, decode, digest, encode
 from common.data.schema import Column, Schema
@@ -246,6 +247,13 @@ class World:
     def device(self, name: str, **changes: Any) -> DeviceHome:
         """Another device of the same repository."""
         return DeviceHome.init(self.path / name, self.repository.root, replace(POLICY, **changes))
+
+
+def decisions(home: DeviceHome) -> list[Json]:
+    """What the device decided, oldest first, once its log was found whole."""
+    history = log.read(home.decisions, home.identity.key.public, home.floor)
+    assert not history.wrong
+    return list(history.lines)
 
 
 def contents(folder: Path, *, without: tuple[str, ...] = ("decisions.jsonl",)) -> dict[str, bytes]:

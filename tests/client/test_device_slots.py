@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.device import log, slots
+from client.device import slots
 from client.device.home import DeviceHome
-from client.device.log import Decision
 from client.device.runtime import Predictor
+from client.device.status import Status
 from client.device.updater import update
 from common.errors import InputError, OperationError, PlanError, TrustError
 from tests.client.device_fixtures import (
@@ -49,20 +49,24 @@ def is_answer_of(recipe: Recipe, found: np.ndarray) -> bool:
 
 def update_a_copy(number: int, folder: Path) -> None:
     """In a child: copy the device and update the copy."""
-    shutil.copytree(folder / "device", folder / f"killed-{number}")
+    for name in ("device", "device.keys"):
+        shutil.copytree(folder / name, folder / name.replace("device", f"killed-{number}"))
     update(DeviceHome(folder / f"killed-{number}"), NOW)
 
 
 def test_killed_at_any_write_of_an_update_the_old_or_the_new_release_loads(world: World) -> None:
     world.publish(SECOND)
     steps = kill_at_every_write(__name__, "update_a_copy", world.path)
-    assert steps >= 3 * (3 + 1 + 5 + 1)  # metadata, log, files, pointer
+    assert steps >= 3 * (3 + 1 + 1 + 5 + 1 + 1)  # metadata, log, floor, files, pointer, floor
     switched = []
     for number in range(1, steps + 1):
         home = DeviceHome(world.path / f"killed-{number}")
         found = answers(home)
         assert is_answer_of(FIRST, found) != is_answer_of(SECOND, found)
         switched.append(is_answer_of(SECOND, found))
+        status = Status.of(home)
+        assert not status.wrong  # the log is a chain, and the weights are whole too
+        assert status.floor.version == 2 if switched[-1] else status.floor.running == 1
         assert update(home, NOW).version == 2
         assert is_answer_of(SECOND, answers(home))
         assert not [name for name in contents(home.path) if ".tmp" in name or "staging" in name]
@@ -106,17 +110,17 @@ def test_killed_at_any_write_of_the_enrolment_it_can_be_done_again(world: World)
 
 
 def test_updates_alternate_between_two_slots(world: World) -> None:
-    assert slots.load(world.home)[0].slot == "a"
+    assert slots.load(world.home)[0].release.slot == "a"
     world.publish(SECOND)
     update(world.home, NOW)
-    assert slots.load(world.home)[0].slot == "b"
+    assert slots.load(world.home)[0].release.slot == "b"
     world.publish(Recipe(version=3))
     update(world.home, NOW)
-    assert slots.load(world.home)[0].slot == "a"
+    assert slots.load(world.home)[0].release.slot == "a"
 
 
 @pytest.mark.parametrize(
-    "name", ["model.onnx", "model.safetensors", "release.json", "statement.dsse.json"]
+    "name", ["model.onnx.sealed", "known-answers.json", "release.json", "statement.dsse.json"]
 )
 def test_a_file_changed_on_disk_is_not_loaded(world: World, name: str) -> None:
     file = world.home.slots / "a" / name
@@ -128,13 +132,25 @@ def test_a_file_changed_on_disk_is_not_loaded(world: World, name: str) -> None:
     assert contents(world.home.path, without=()) == before
 
 
+def test_weights_changed_on_disk_do_not_matter_to_answers_and_are_mended(world: World) -> None:
+    """Answering does not read them; whoever trains on them would."""
+    file = world.home.slots / "a" / "model.safetensors.sealed"
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    assert is_answer_of(FIRST, answers(world.home))
+    assert Status.of(world.home).wrong
+    assert update(world.home, NOW).installed
+    assert not Status.of(world.home).wrong
+
+
 def test_a_pointer_rewritten_to_fit_a_changed_model_does_not_help(world: World) -> None:
     """Whoever can write the directory can write the digests, but not the signatures."""
     other = Recipe(version=9).model.onnx().SerializeToString()
-    (world.home.slots / "a" / "model.onnx").write_bytes(other)
     pointer = json.loads(world.home.current.read_bytes())
-    pointer["digests"]["model.onnx"] = slots.digest(other)
+    pointer["release"]["digests"]["model.onnx"] = slots.digest(other)
     world.home.current.write_bytes(slots.encode(pointer))
+    what = slots.Current.decode(world.home.current.read_bytes()).release.sealed_as("model.onnx")
+    sealed = world.home.identity.seal(other, what)
+    (world.home.slots / "a" / "model.onnx.sealed").write_bytes(sealed)
     with pytest.raises(TrustError, match="about another model"):
         Predictor.load(world.home)
 
@@ -182,23 +198,3 @@ def test_a_misspelt_key_of_the_policy_is_named(world: World) -> None:
     file.write_bytes(file.read_bytes().replace(b"accept_simulated", b"accept_simulatd"))
     with pytest.raises(PlanError, match="accept_simulatd"):
         update(world.home, NOW)
-
-
-# -- the log ---------------------------------------------------------------------------------------
-
-
-def test_a_torn_line_is_skipped_and_does_not_swallow_the_next(tmp_path: Path) -> None:
-    file = tmp_path / "decisions.jsonl"
-    lines = [Decision(NOW, True, "model", v, "ab", "accepted", "fine") for v in (1, 2)]
-    log.append(file, lines[0])
-    with open(file, "ab") as opened:
-        opened.write(b'{"at":"20')
-    log.append(file, lines[1])
-    assert [accepted.version for accepted in log.accepted(file)] == [1, 2]
-
-
-def test_a_reason_with_anything_in_it_makes_one_line(tmp_path: Path) -> None:
-    file = tmp_path / "decisions.jsonl"
-    log.append(file, Decision(NOW, False, None, None, None, "odd", "a\nb\ud800" + "c" * 9999))
-    assert len(log.read(file)) == 1
-    assert file.stat().st_size < 1000

@@ -283,7 +283,11 @@ MODEL_CODES = {"bad-model", "unknown-operator", "external-data"}
 HOSTILE = {
     **{("model.safetensors", name): data for name, data in hostile.weights().items()},
     **{("model.onnx", name): data for name, data in hostile.models().items()},
-    **{("known-answers.json", name): data for name, data in hostile.archives().items()},
+    **{
+        (file, name): data
+        for file in ("known-answers.json", "statement.dsse.json", "release.json")
+        for name, data in hostile.archives().items()
+    },
 }
 
 
@@ -291,10 +295,11 @@ HOSTILE = {
 def test_a_hostile_file_that_both_parties_signed_is_refused(which: tuple[str, str]) -> None:
     """Signatures say who made a file, not that it is harmless."""
     name, _ = which
-    if name == "known-answers.json":
-        refused(with_file(name, HOSTILE[which]))
+    field = {"model.safetensors": "weights", "model.onnx": "onnx_file"}.get(name)
+    if field is None:
+        whole = FILES | {name: HOSTILE[which]}
+        refused(whole if name == "release.json" else with_file(name, HOSTILE[which]))
         return
-    field = {"model.safetensors": "weights", "model.onnx": "onnx_file"}[name]
     error = refused(replace(RECIPE, **{field: HOSTILE[which]}).files())
     codes = {"bad-weights"} if field == "weights" else MODEL_CODES
     assert error.code in codes

@@ -1,0 +1,185 @@
+"""What does this device run, since when, what does that claim, and what was refused?
+
+The rule: nothing is told that was not just checked: the installed model is verified as at a start,
+and every line of the log is held against its signature, the line before it and the floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from client.device import log, slots
+from client.device.floor import Floor
+from client.device.home import DeviceHome, DevicePolicy
+from client.device.log import History, Kind
+from client.device.verify import WEIGHTS, Candidate, verify
+from common.canonical import Json
+from common.errors import PrivetError
+
+SHOWN = 20  # decisions
+
+
+@dataclass(frozen=True, eq=False)
+class Status:
+    """A device as it stands.
+
+    Args:
+        current: what ``current.json`` names; None before the first release, or if it is unreadable.
+        model: that release, verified just now; None if it does not verify.
+        damage: why it does not; empty: it does, or there is none.
+        since: when the device took it, as its log says; empty if that does not say.
+    """
+
+    device: str
+    policy: DevicePolicy
+    floor: Floor
+    current: slots.Current | None
+    model: Candidate | None
+    damage: str
+    since: str
+    history: History
+
+    @classmethod
+    def of(cls, home: DeviceHome) -> Status:
+        """Check everything.
+
+        Raises:
+            PlanError: the policy is unreadable.
+            OperationError, TrustError: the device's keys or floor are.
+        """
+        policy, floor, key = home.policy, home.floor, home.identity.key.public
+        history = log.read(home.decisions, key, floor)
+        current = model = None
+        damage = ""
+        try:
+            if (current := slots.current(home)) is not None:
+                pointer, files = slots.load(home)
+                files |= slots.read(home, pointer.release, [WEIGHTS])
+                model = verify(files, policy, home.keys(), floor=pointer.version, name=pointer.name)
+        except PrivetError as error:
+            damage = error.message
+        since = [
+            str(line["at"])
+            for line in history.lines
+            if current
+            and line["version"] == current.version
+            and line["decision"] in (Kind.ACCEPTED, Kind.WENT_BACK)
+        ]
+        return cls(
+            device=key.fingerprint,
+            policy=policy,
+            floor=floor,
+            current=current,
+            model=model,
+            damage=damage,
+            since=since[-1] if since else "",
+            history=history,
+        )
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """What its owner should look into, in plain words; empty: nothing."""
+        about_log = [f"the log was changed: {what}" for what in self.history.wrong]
+        return (*([self.damage] if self.damage else []), *about_log)
+
+    @property
+    def contact(self) -> str:
+        """When a repository was last believed, to a day; empty: never."""
+        if not self.floor.seen:
+            return ""
+        return datetime.fromtimestamp(self.floor.seen, UTC).isoformat(timespec="seconds")
+
+    def json(self) -> Json:
+        return {
+            "device": self.device,
+            "model": self._model(),
+            "policy": self.policy.json(),
+            "floor": self.floor.version or None,
+            "last_contact": self.contact or None,
+            "log": {
+                "whole": not self.history.wrong,
+                "decisions": self.history.count,
+                "before": self.history.before,
+                "wrong": list(self.history.wrong),
+            },
+            "decisions": list(self.history.lines[-SHOWN:]),
+        }
+
+    def _model(self) -> Json | None:
+        if self.current is None:
+            return None
+        claims: Json = {}
+        if self.model:
+            claims = {
+                "epsilon": self.model.epsilon,
+                "delta": self.model.delta,
+                "unit": self.model.unit,
+                "simulated": self.model.simulated,
+            }
+        return {
+            "name": self.current.name,
+            "version": self.current.version,
+            "since": self.since or None,
+            "verified": self.model is not None,
+            "claims": claims,
+            "previous": self.current.previous.version if self.current.previous else None,
+        }
+
+    def lines(self) -> list[str]:
+        """The same in plain words, one fact a line."""
+        return [
+            self._runs(),
+            *self._claims(),
+            *(f"DAMAGED   {self.damage}" for _ in (1,) if self.damage),
+            self._accepts(),
+            self._floor(),
+            f"contact   {self.contact or 'no repository was believed yet'}",
+            *self._log(),
+            *self._refused(),
+        ]
+
+    def _runs(self) -> str:
+        if self.current is None:
+            return "runs      no model yet"
+        since = f", since {self.since}" if self.since else ""
+        return f"runs      {self.current.name} version {self.current.version}{since}"
+
+    def _claims(self) -> list[str]:
+        if self.model is None:
+            return []
+        model = self.model
+        claim = f"epsilon {model.epsilon:g} at delta {model.delta:g} for each {model.unit}"
+        signed = f"{self.policy.threshold} of the {len(self.policy.signers)} signers that you trust"
+        simulated = "; SIMULATED: its noise can be repeated" if model.simulated else ""
+        return [f"claims    {claim}, signed by {signed}{simulated}"]
+
+    def _accepts(self) -> str:
+        policy = self.policy
+        simulated = "simulated models too" if policy.accept_simulated else "no simulated models"
+        return (
+            f"accepts   epsilon up to {policy.greatest_epsilon:g}, delta up to "
+            f"{policy.greatest_delta:g}, version {policy.least_version} or newer, {simulated}"
+        )
+
+    def _floor(self) -> str:
+        least = max(self.floor.version, self.policy.least_version)
+        text = f"floor     from a repository, nothing older than version {least}"
+        if self.current and self.current.previous:
+            text += f"; version {self.current.previous.version} is kept, to roll back to"
+        return text
+
+    def _log(self) -> list[str]:
+        history = self.history
+        if history.wrong:
+            return [f"LOG       was changed: {what}" for what in history.wrong]
+        text = f"log       whole: {history.count} decisions, signed by device {self.device[:16]}…"
+        if history.before:
+            text += f"; the first {history.before} were in a directory that is gone"
+        return [text]
+
+    def _refused(self) -> list[str]:
+        refused = [line for line in self.history.lines if line["decision"] == Kind.REFUSED]
+        return [
+            f"refused   {line['at']}  {line['code']}: {line['reason']}" for line in refused[-5:]
+        ]
