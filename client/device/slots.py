@@ -183,11 +183,12 @@ def read(
     return files
 
 
-def install(home: DeviceHome, candidate: Candidate, before: Current | None) -> None:
+def install(home: DeviceHome, candidate: Candidate, before: Current | None, *, keep: bool) -> None:
     """Make a verified release current.
 
     Args:
         before: what was current, if that can be read.
+        keep: it is whole, so that there is a way back to it.
     """
     slot = SLOTS[0] if before is None or before.release.slot == SLOTS[1] else SLOTS[1]
     installed = Installed(slot, candidate.name, candidate.version, dict(candidate.digests))
@@ -196,8 +197,8 @@ def install(home: DeviceHome, candidate: Candidate, before: Current | None) -> N
             data = home.identity.seal(data, installed.sealed_as(name))
         durable.replace(home.slots / slot / _stored(name), data)
     read(home, installed)
-    older = before is not None and before.version < installed.version
-    _write(home, Current(installed, before.release if before and older else None))
+    back = before.release if before and keep and before.version < installed.version else None
+    _write(home, Current(installed, back))
 
 
 def go_back(home: DeviceHome, before: Current, to: Installed) -> None:

@@ -113,7 +113,7 @@ def _update(
             return _declined(pointer, healthy)
         for name, target in targets.items():
             offered[name] = source.download(target)
-    past = _past(home, floor, pointer)
+    past = _past(home, floor)
     candidate = verify.verify(
         offered,
         home.policy,
@@ -124,7 +124,7 @@ def _update(
     release = candidate.digests[verify.RELEASE]
     _check_same(past, candidate.version, release)
     accept(home, now, candidate, floor, Kind.ACCEPTED, _praise(candidate))
-    slots.install(home, candidate, pointer)
+    slots.install(home, candidate, pointer, keep=healthy)
     home.raise_floor(replace(home.floor, running=candidate.version))
     return Outcome(True, candidate.name, candidate.version, notice)
 
@@ -144,11 +144,9 @@ def accept(
     home.raise_floor(decided.accept(candidate.name, candidate.version, release))
 
 
-def _past(home: DeviceHome, floor: Floor, pointer: slots.Current | None) -> list[Accepted]:
-    """Every release that this device accepted, as far as any of its records goes."""
+def _past(home: DeviceHome, floor: Floor) -> list[Accepted]:
+    """Every release that this device accepted, as far as what it signed goes."""
     past = log.accepted(home.decisions, home.identity.key.public)
-    if pointer:
-        past.append(Accepted(pointer.name, pointer.version, pointer.digests[verify.RELEASE]))
     if floor.version:
         past.append(Accepted(floor.name, floor.version, floor.digest))
     return past

@@ -24,6 +24,7 @@ from tuf.ngclient import FetcherInterface
 
 from client.device import metadata
 from client.device.home import DeviceHome
+from client.device.rollback import roll_back
 from client.device.runtime import Predictor
 from client.device.transport import Bounded, DirectoryFetcher, UnsafePathError, WebFetcher
 from client.device.updater import Outcome, update
@@ -112,6 +113,15 @@ def test_a_damaged_pointer_is_repaired_by_the_next_update(world: World) -> None:
     world.home.current.write_bytes(b"{}")
     assert update(world.home, NOW) == Outcome(True, NAME, 1)
     np.testing.assert_allclose(answers(world.home), FIRST.model.answer(RECORDS), atol=1e-6)
+
+
+def test_a_pointer_to_a_version_that_never_was_is_repaired_by_the_next_update(world: World) -> None:
+    """It is not signed, so it does not count as something that the device accepted."""
+    file = world.home.current
+    file.write_bytes(file.read_bytes().replace(b'"version":1', b'"version":9'))
+    assert update(world.home, NOW) == Outcome(True, NAME, 1)
+    with pytest.raises(OperationError):
+        roll_back(world.home, NOW)
 
 
 def test_two_updates_at_once_are_not_allowed(world: World) -> None:

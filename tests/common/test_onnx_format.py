@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import hostile
-from common import onnx_format
+from common import onnx_format, onnx_grammar
 from common.errors import DataError, TrustError
 from common.inference import Session
 from tests.client.device_fixtures import RECORDS, SCHEMA, Linear
@@ -45,17 +45,17 @@ def test_the_grammar_is_part_of_onnx_and_names_all_that_it_leaves_out() -> None:
                     collect(field.message_type)
 
     collect(onnx.ModelProto.DESCRIPTOR)
-    for name, grammar in onnx_format.GRAMMAR.items():
+    for name, grammar in onnx_grammar.GRAMMAR.items():
         for field in kinds[name].fields:
             if field.number not in grammar:
-                assert onnx_format.REFUSED[name, field.number] == field.name
+                assert onnx_grammar.REFUSED[name, field.number] == field.name
                 continue
             listed, what = grammar[field.number]
             if what == "packed" or field.message_type:
                 assert listed.rstrip("*") == field.name
             else:
                 assert listed == field.name + "*" * field.is_repeated
-            assert (what in onnx_format.GRAMMAR) == bool(field.message_type)
+            assert (what in onnx_grammar.GRAMMAR) == bool(field.message_type)
             if field.message_type:
                 assert what == field.message_type.name
                 assert listed.endswith("*") == field.is_repeated
@@ -72,7 +72,7 @@ def test_no_listed_operator_loops_branches_draws_or_reads() -> None:
         "String",
         "Regex",
     }
-    for name in onnx_format.OPERATORS:
+    for name in onnx_grammar.OPERATORS:
         schema = onnx.defs.get_schema(name)
         kinds = {attribute.type for attribute in schema.attributes.values()}
         assert not kinds & {onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS}

@@ -15,6 +15,12 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    quantize_dynamic,
+    quantize_static,
+)
 from opacus.layers import DPGRU, DPLSTM, DPRNN, DPMultiheadAttention
 from torch import Tensor, nn
 
@@ -198,6 +204,33 @@ def test_a_device_runs_what_layers_that_can_be_trained_are_exported_to(name: str
     with torch.inference_mode():
         expected = model(torch.from_numpy(raw)).numpy()
     np.testing.assert_allclose(Session(data, TABLE).predict(raw), expected, atol=1e-4)
+
+
+class Calibration(CalibrationDataReader):
+    """Eight made-up records, once."""
+
+    def __init__(self) -> None:
+        self._batches = iter([{INPUT: records(TABLE, 8)}])
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        return next(self._batches, None)
+
+
+def test_a_device_runs_what_a_model_is_quantised_to(tmp_path: Path) -> None:
+    """By the runtime's own quantiser, which adds operators of its own domain."""
+    source, target = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    model = serving("mlp", TABLE).eval()
+    source.write_bytes(to_onnx(model, TABLE))
+    raw = records(TABLE, 5)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(raw)).numpy()
+    for form in (QuantFormat.QDQ, QuantFormat.QOperator, None):
+        if form is None:
+            quantize_dynamic(source, target)
+        else:
+            quantize_static(source, target, Calibration(), quant_format=form, per_channel=True)
+        found = Session(target.read_bytes(), TABLE).predict(raw)
+        np.testing.assert_allclose(found, expected, atol=0.1)
 
 
 def test_the_file_says_nothing_about_the_machine(exported: Exported) -> None:
