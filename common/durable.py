@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from common.errors import InputError, OperationError, PrivetError
 
@@ -58,13 +59,24 @@ def replace(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     Raises:
         OperationError: nothing was changed; the temporary file is gone.
     """
+    with replacing(path, mode=mode) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """:func:`replace` with whatever the block writes; nothing is changed if it raises.
+
+    Raises:
+        OperationError: nothing was changed; the temporary file is gone.
+    """
     with disk_errors(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
                 fault_point()
-                file.write(data)
+                yield file
                 file.flush()
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())

@@ -30,6 +30,7 @@ Array = NDArray[np.float32]
 
 INPUT = "input"
 OUTPUT = "probabilities"
+_OUTPUTS = [OUTPUT]
 MAX_MODEL_BYTES = 512 * 2**20
 
 ANSWERS_VERSION = 1
@@ -77,7 +78,7 @@ class Session:
         self.schema = schema
         try:
             self._session = onnxruntime.InferenceSession(
-                model, _options(), providers=["CPUExecutionProvider"]
+                model, options(), providers=["CPUExecutionProvider"]
             )
         except _FAILURES as error:
             raise _not_usable(f"the ONNX runtime cannot load it: {str(error)[:200]}") from error
@@ -102,16 +103,21 @@ class Session:
             )
         if records.dtype.kind not in "fiu":
             raise DataError(f"records are {records.dtype}, not numbers")
-        if not len(records):
-            return np.zeros((0, len(self.schema.classes)), np.float32)
         batch = np.ascontiguousarray(records, dtype=np.float32)  # (B, *shape)
         if not np.isfinite(batch).all():
             raise DataError("a record holds a value that is not a finite number")
+        return self.answer(batch)
+
+    def answer(self, batch: Array) -> Array:
+        """:meth:`predict` of records that were checked: (B, *shape) float32, finite."""
+        if not len(batch):
+            return np.zeros((0, len(self.schema.classes)), np.float32)
         try:
-            (result,) = self._session.run([OUTPUT], {INPUT: batch})
+            (result,) = self._session.run(_OUTPUTS, {INPUT: batch})
         except _FAILURES as error:
             raise DataError(f"the model cannot be run: {str(error)[:200]}") from error
-        if result.shape != (len(batch), len(self.schema.classes)) or not np.isfinite(result).all():
+        finite = np.logical_and.reduce(np.isfinite(result), axis=None)
+        if result.shape != (len(batch), len(self.schema.classes)) or not finite:
             raise DataError("the model has no finite probabilities for these records")
         probabilities: Array = result
         return probabilities
@@ -327,14 +333,15 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
     raise _not_usable("it holds a number of over 64 bits")
 
 
-def _options() -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL_ONLY
+def options() -> Any:
+    """What the runtime is told for every model: one thread, silence, ONNX and nothing else."""
+    chosen = onnxruntime.SessionOptions()
+    chosen.intra_op_num_threads = 1
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = _FATAL_ONLY
     # The other format that the runtime detects by itself is not the one that was checked above.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    return options
+    chosen.add_session_config_entry("session.load_model_format", "ONNX")
+    return chosen
 
 
 def _not_usable(why: str) -> TrustError:

@@ -22,9 +22,10 @@ _NAMES = {
     "Experiment": "simulations.experiment",
     "Predictor": "client.device.runtime",
     "PrivetError": "common.errors",
+    "Thresholds": "client.device.answers",
 }
 
-__all__ = ["Experiment", "Predictor", "PrivetError", "__version__", "simulate"]
+__all__ = ["Experiment", "Predictor", "PrivetError", "Thresholds", "__version__", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from privet.commands import (
     device,
     doctor,
     federation,
+    inference,
     joining,
     link,
     plan,
@@ -48,13 +49,8 @@ app.add_typer(device.app, name="device")
 app.add_typer(server.app, name="server")
 app.add_typer(federation.approver_app, name="approver")
 app.add_typer(release.app, name="release")
-_ = (
-    joining,
-    doctor,
-    link,
-    publishing,
-    shrinking,
-)  # these add their commands to those of client and server
+# These add their commands to those of client, device and server.
+_ = joining, doctor, inference, link, publishing, shrinking
 
 
 def main() -> None:

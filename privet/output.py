@@ -125,7 +125,7 @@ def _bug(json_wanted: bool, error: Exception) -> int:
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Update]:
-    """A live progress bar on standard error: call it with (what, done, of)."""
+    """A live progress bar on standard error: call it with (what, done, of); of 0: unknown."""
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -143,7 +143,7 @@ def progress(quiet: bool) -> Iterator[Update]:
 
         def update(what: str, done: int, of: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=of)
-            bar.update(tasks[what], completed=done, total=of)
+                tasks[what] = bar.add_task(what, total=of or None)
+            bar.update(tasks[what], completed=done, total=of or None)
 
         yield update

@@ -75,7 +75,9 @@ def test_the_python_block_of_the_readme_runs(checkout: Path) -> None:
     (checkout / "block.py").write_text(block)
     result = run("python block.py", checkout)
     assert result.returncode == 0, result.stderr
-    accuracy, epsilon = map(float, result.stdout.split())
+    first, *predictions = result.stdout.splitlines()
+    accuracy, epsilon = map(float, first.split())
+    assert len(predictions) == 1000
     assert 0 < accuracy < 1
     assert epsilon > 0
 

@@ -63,7 +63,7 @@ def load_csv(source: Csv, schema: Schema, *, strict: bool) -> Records:
 
 
 def _read_rows(lines: Iterator[bytes], source: Csv, schema: Schema, *, strict: bool) -> Records:
-    header = _cells(next(lines, b"").removeprefix(codecs.BOM_UTF8), f"{source.path}, line 1")
+    header = cells(next(lines, b"").removeprefix(codecs.BOM_UTF8), f"{source.path}, line 1")
     row = _Row(source, schema, header)
     values, labels, groups = array("f"), array("q"), list[str]()
     places, extent, left_out = array("q"), 0, list[DataError]()
@@ -109,7 +109,7 @@ class _Row:
 
     def read(self, line: bytes, where: str) -> tuple[list[float], int, str] | None:
         """Features, label and group; None for an empty line, as editors leave at the end."""
-        row, places, schema = _cells(line, where), self._places, self._schema
+        row, places, schema = cells(line, where), self._places, self._schema
         if not row:
             return None
         if len(row) != self._cells:
@@ -129,7 +129,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
             line = file.readline(MOST_BYTES + 1)
 
 
-def _cells(line: bytes, where: str) -> list[str]:
+def cells(line: bytes, where: str) -> list[str]:
     """The cells of one line, read as if there were no other."""
     if len(line) > MOST_BYTES:
         raise DataError(f"{where}: over {MOST_BYTES} bytes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -66,90 +65,6 @@ def update_device(
     data = {"installed": outcome.installed, "name": outcome.name, "version": outcome.version}
     what = "installed" if outcome.installed else "already current"
     output.show(format_, data, lambda: print(f"{what}: {outcome.name} version {outcome.version}"))
-
-
-@app.command("predict")
-def predict_device(
-    directory: DeviceArgument,
-    records: Annotated[Path, typer.Argument(help="Records as .csv or .npy.", metavar="FILE")],
-    format_: FormatOption = Format.text,
-    quiet: QuietOption = False,
-) -> None:
-    """Predict with the verified model; prints CSV, or JSON with --format json."""
-    import csv
-
-    from client.device.home import DeviceHome
-    from client.device.runtime import Predictor
-    from common.errors import InputError
-
-    predictor = Predictor.load(DeviceHome(directory))
-    readers = {".csv": predictor.predict_csv, ".npy": predictor.predict_npy}
-    if records.suffix not in readers:
-        raise InputError(f"{records} is neither .csv nor .npy", hint="convert it to one of the two")
-    predictions = readers[records.suffix](records)
-    rows = [{"class": item.label, "probability": item.probability} for item in predictions]
-
-    def text() -> None:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["class", "probability"])
-        writer.writerows([row["class"], f"{row['probability']:.6f}"] for row in rows)
-
-    output.show(format_, {"predictions": rows}, text)
-
-
-@app.command("serve")
-def serve_device(
-    directory: DeviceArgument,
-    socket: Annotated[
-        Path | None, typer.Option(help="Unix socket; DIR/serving/socket if omitted.")
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(help="On 127.0.0.1 instead, with a token; 0: any.", min=0, max=65535),
-    ] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Prometheus page on 127.0.0.1.", min=0, max=65535)
-    ] = None,
-    records: Annotated[
-        int, typer.Option(help="Most records of one request.", min=1, max=65536)
-    ] = 1024,
-    format_: FormatOption = Format.text,
-    quiet: QuietOption = False,
-) -> None:
-    """Answer in real time: gRPC, Open Inference Protocol (KServe v2), on this machine only."""
-    from client.device.home import DeviceHome
-    from client.device.serving.host import Address, Listen, serve
-    from client.device.serving.service import Limits
-    from common.errors import InputError
-    from privet import __version__
-
-    if socket is not None and port is not None:
-        raise InputError("--socket and --port exclude each other", hint="leave one out")
-
-    def ready(address: Address) -> None:
-        data = {
-            "target": address.target,
-            "token": str(address.token) if address.token else None,
-            "metrics": f"http://127.0.0.1:{address.metrics}/metrics" if address.metrics else None,
-        }
-
-        def text() -> None:
-            print(f"serving  {address.target}")
-            if address.token:
-                print(f"token    in {address.token}: authorization: Bearer …")
-            if data["metrics"]:
-                print(f"metrics  {data['metrics']}")
-
-        output.show(format_, data, text)
-        sys.stdout.flush()
-
-    serve(
-        DeviceHome(directory),
-        Listen(socket, port, metrics_port),
-        version=__version__,
-        limits=Limits(records=records),
-        ready=ready,
-    )
 
 
 @app.command("status")

@@ -1,4 +1,4 @@
-"""The verifier on bytes alone, and the predictor on records: no repository, no clock."""
+"""The verifier on bytes alone: no repository, no clock."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from hypothesis import strategies as st
 
 from client.device import verify as device
 from client.device import weights
-from client.device.runtime import Predictor, read_csv
-from client.device.updater import update
 from client.device.verify import Candidate, verify
 from common.canonical import decode, digest, encode
-from common.errors import DataError, TrustError
+from common.errors import TrustError
 from server.release import release as publisher
 from tests.client.device_fixtures import (
     APPROVER,
     COORDINATOR,
-    NOW,
     POLICY,
     RECORDS,
     RECOVERY,
@@ -33,8 +30,6 @@ from tests.client.device_fixtures import (
     STRANGER,
     Linear,
     Recipe,
-    World,
-    contents,
     safetensors,
     safetensors_of,
 )
@@ -298,121 +293,3 @@ def test_a_tolerance_that_voids_the_known_answers_is_refused(tolerance: str) -> 
 def test_malformed_known_answers_are_refused(change) -> None:
     answers = {**decode(FILES["known-answers.json"]), **change}
     assert "known answers" in refused(with_file("known-answers.json", encode(answers))).message
-
-
-# -- predicting ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def predictor() -> Predictor:
-    return Predictor(check(FILES))
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, "utf-8")
-    return path
-
-
-def test_a_csv_is_read_by_the_names_of_its_columns(predictor: Predictor, tmp_path: Path) -> None:
-    """Another order, a column more, no target, and a byte-order mark."""
-    lines = ["\ufeffpulse,name,age,height,weight"] + [
-        f"{pulse:g},x,{age:g},{height!r},{weight:g}"
-        for age, weight, height, pulse in RECORDS.astype(float).round(3).tolist()
-    ]
-    found = predictor.predict_csv(write(tmp_path / "people.csv", "\n".join(lines) + "\n\n"))
-    expected = RECIPE.model.answer(RECORDS)
-    assert [row.label for row in found] == [SCHEMA.classes[i] for i in expected.argmax(axis=1)]
-    np.testing.assert_allclose([r.probability for r in found], expected.max(axis=1), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("line", "where"),
-    [
-        ("30,70,1.7,fast", "line 3, column 'pulse': 'fast' is not a number"),
-        ("30,70,1.7,", "line 3, column 'pulse': '' is not a number"),
-        ("30,70,17,60", "line 3, column 'height': 17 is outside of 0.5 to 2.5"),
-        ("nan,70,1.7,60", "line 3, column 'age': nan is outside"),
-        ("30,inf,1.7,60", "line 3, column 'weight': inf is outside"),
-        ("30,70,1.7", "line 3: 3 fields where the header has 4"),
-    ],
-)
-def test_an_unusable_value_is_named_with_line_and_column(
-    predictor: Predictor, tmp_path: Path, line: str, where: str
-) -> None:
-    path = write(tmp_path / "people.csv", f"age,weight,height,pulse\n30,70,1.7,60\n{line}\n")
-    with pytest.raises(DataError) as caught:
-        predictor.predict_csv(path)
-    assert f"{path}, {where}" in caught.value.message
-
-
-@pytest.mark.parametrize("header", ["age,weight,height", "age,weight,height,pulse,pulse", ""])
-def test_a_missing_or_doubled_column_is_named(
-    predictor: Predictor, tmp_path: Path, header: str
-) -> None:
-    with pytest.raises(DataError, match=r"line 1: column '(pulse|age)' is there [02] times"):
-        predictor.predict_csv(write(tmp_path / "people.csv", header + "\n"))
-
-
-def test_a_header_without_rows_predicts_nothing(predictor: Predictor, tmp_path: Path) -> None:
-    assert predictor.predict_csv(write(tmp_path / "p.csv", "age,weight,height,pulse\n")) == []
-
-
-def test_binary_and_absent_csv_files_are_data_errors(tmp_path: Path) -> None:
-    (tmp_path / "binary.csv").write_bytes(b"\xff\x00")
-    for name in ("binary.csv", "absent.csv"):
-        with pytest.raises(DataError):
-            read_csv(tmp_path / name, SCHEMA)
-
-
-def test_an_array_file_gives_the_same_answers(predictor: Predictor, tmp_path: Path) -> None:
-    np.save(tmp_path / "records.npy", np.tile(RECORDS, (200, 1)))
-    found = predictor.predict_npy(tmp_path / "records.npy")
-    assert len(found) == 600
-    assert found[:3] == predictor.predict(RECORDS) == found[-3:]
-
-
-def test_an_array_of_no_records_predicts_nothing(predictor: Predictor, tmp_path: Path) -> None:
-    np.save(tmp_path / "none.npy", np.zeros((0, 4)))
-    assert predictor.predict_npy(tmp_path / "none.npy") == []
-
-
-def test_a_pickle_in_an_array_file_is_not_run(predictor: Predictor, tmp_path: Path) -> None:
-    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
-    np.savez(tmp_path / "archive.npz", RECORDS)
-    (tmp_path / "bomb.npy").write_bytes(
-        b"\x93NUMPY\x01\x00" + struct.pack("<H", 80)
-        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4)}".ljust(79) + b"\n"
-    )  # fmt: skip
-    for name in ("objects.npy", "archive.npz", "bomb.npy", "absent.npy"):
-        with pytest.raises(DataError):
-            predictor.predict_npy(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("records", "why"),
-    [
-        (np.full((2, 4), np.nan), "bounds"),
-        (np.array([[30, 70, 1.7, 60], [30, 70, 1e300, 60]]), "record 1 "),
-        (np.zeros((2, 3)), "shape"),
-        (np.zeros(4), "shape"),
-        (np.array(3.0), "shape"),
-        (np.zeros((1, 4), bool), "bool"),
-        (np.array([["a"] * 4]), "<U1"),
-        (np.zeros((1, 4), complex), "complex"),
-    ],
-)
-def test_records_that_do_not_fit_the_schema_are_refused(
-    predictor: Predictor, records: np.ndarray, why: str
-) -> None:
-    with pytest.raises(DataError, match=why):
-        predictor.predict(records)
-
-
-def test_a_refused_file_leaves_the_device_as_it_was(tmp_path: Path) -> None:
-    world = World.make(tmp_path)
-    world.publish(RECIPE)
-    update(world.home, NOW)
-    before = contents(world.home.path, without=())
-    with pytest.raises(DataError):
-        Predictor.load(world.home).predict_csv(write(tmp_path / "p.csv", "age\n1\n"))
-    assert contents(world.home.path, without=()) == before

@@ -1,0 +1,1 @@
+"""Records to predict, from files of any length."""

@@ -1,0 +1,225 @@
+"""``privet device predict | serve``: run the installed model.
+
+The rule: rows go to standard output as they are computed, and a file is written whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from privet import output
+from privet.commands.device import DeviceArgument, app
+from privet.commands.options import FormatOption, QuietOption
+from privet.output import Format
+
+if TYPE_CHECKING:
+    from client.device.answers import Answers
+    from client.device.reading.source import Batch, Source
+
+LINES, TABLE = ".jsonl", ".csv"
+
+
+@app.command("predict")
+def predict_device(
+    directory: DeviceArgument,
+    records: Annotated[
+        str,
+        typer.Argument(
+            help="A .csv, .npy or .parquet file, a folder of PNG or JPEG images, or - for CSV from "
+            "standard input.",
+            metavar="RECORDS",
+        ),
+    ],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Of every class, not of the answer alone.")
+    ] = False,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="CLASS=0.8: answer CLASS from that probability on, and only then; 0.8 alone: "
+            "every class. Where the likeliest does not reach its own: undecided.",
+            metavar="[CLASS=]P",
+        ),
+    ] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="One JSON object a line, not CSV.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write .csv or .jsonl, all of it or nothing, not standard output.", metavar="FILE"
+        ),
+    ] = None,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """Predict with the verified model; prints CSV, JSON lines, or one object with --format json."""
+    from client.device.answers import Thresholds
+    from client.device.runtime import Predictor
+
+    lines = _form(lines, out, format_)
+    predictor = Predictor.load(directory)
+    thresholds = Thresholds.read(threshold or [], predictor.schema.classes)
+    source = predictor.open(sys.stdin.buffer if records == "-" else records)
+    with output.progress(quiet) as progress:
+        answers = predictor.stream(_told(source, progress), thresholds)
+        if out is not None:
+            count = _write_file(out, answers, predictor.schema.classes, probabilities, lines)
+        elif format_ is Format.json:
+            rows = [row for part in answers for row in part.rows(every=probabilities)]
+        elif lines:
+            _write_lines(sys.stdout, answers, probabilities)
+        else:
+            _write_table(sys.stdout, answers, predictor.schema.classes, probabilities)
+    if out is not None:
+        data = {"out": str(out), "records": count}
+        output.show(format_, data, lambda: print(f"{count} predictions in {out}"))
+    elif format_ is Format.json:
+        output.show(format_, {"predictions": rows}, lambda: None)
+
+
+def _form(lines: bool, out: Path | None, format_: Format) -> bool:
+    """Whether rows are JSON lines; refuses options that contradict each other."""
+    from common.errors import InputError
+
+    if out is None:
+        if lines and format_ is Format.json:
+            raise InputError(
+                "--lines and --format json exclude each other",
+                hint="json is one object with everything; leave one out",
+            )
+        return lines
+    if out.suffix not in (LINES, TABLE) or (lines and out.suffix == TABLE):
+        raise InputError(
+            f"{out} says no form that rows can have{' with --lines' if lines else ''}",
+            hint=f"name it {LINES}{'' if lines else f' or {TABLE}'}",
+        )
+    return out.suffix == LINES
+
+
+def _told(source: Source, progress: output.Update) -> Iterator[Batch]:
+    for batch in source:
+        yield batch
+        progress(f"predicting, {source.unit}", batch.done, source.size)
+
+
+def _write_file(
+    out: Path, answers: Iterable[Answers], classes: tuple[str, ...], every: bool, lines: bool
+) -> int:
+    """All of the answers to a file that only its owner can read; gives how many."""
+    import io
+
+    from common import durable
+
+    count = 0
+
+    def counted() -> Iterator[Answers]:
+        nonlocal count
+        for part in answers:
+            count += len(part)
+            yield part
+
+    with durable.replacing(out, mode=0o600) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+        if lines:
+            _write_lines(text, counted(), every)
+        else:
+            _write_table(text, counted(), classes, every)
+        text.detach()
+    return count
+
+
+def _write_lines(file: TextIO, answers: Iterable[Answers], every: bool) -> None:
+    import json
+
+    for part in answers:
+        file.write("".join(f"{json.dumps(row)}\n" for row in part.rows(every=every)))
+        file.flush()
+
+
+def _write_table(
+    file: TextIO, answers: Iterable[Answers], classes: tuple[str, ...], every: bool
+) -> None:
+    import csv
+
+    from client.device.answers import UNDECIDED
+
+    writer, began = csv.writer(file, lineterminator="\n"), False
+    for part in answers:
+        if not began:
+            writer.writerow(_header(classes, every, bool(part.names)))
+            began = True
+        for row in part.rows(every=every):
+            label = UNDECIDED if row["class"] is None else row["class"]
+            values = [row["probability"], *row.get("probabilities", {}).values()]
+            names = [row["file"]] if "file" in row else []
+            writer.writerow([*names, label, *(f"{value:.6f}" for value in values)])
+        file.flush()
+    if not began:
+        writer.writerow(_header(classes, every, named=False))
+
+
+def _header(classes: tuple[str, ...], every: bool, named: bool) -> list[str]:
+    more = [f"probability_{name}" for name in classes] if every else []
+    return [*(["file"] if named else []), "class", "probability", *more]
+
+
+@app.command("serve")
+def serve_device(
+    directory: DeviceArgument,
+    socket: Annotated[
+        Path | None, typer.Option(help="Unix socket; DIR/serving/socket if omitted.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="On 127.0.0.1 instead, with a token; 0: any.", min=0, max=65535),
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Prometheus page on 127.0.0.1.", min=0, max=65535)
+    ] = None,
+    records: Annotated[
+        int, typer.Option(help="Most records of one request.", min=1, max=65536)
+    ] = 1024,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """Answer in real time: gRPC, Open Inference Protocol (KServe v2), on this machine only."""
+    from client.device.home import DeviceHome
+    from client.device.serving.host import Address, Listen, serve
+    from client.device.serving.service import Limits
+    from common.errors import InputError
+    from privet import __version__
+
+    if socket is not None and port is not None:
+        raise InputError("--socket and --port exclude each other", hint="leave one out")
+
+    def ready(address: Address) -> None:
+        data = {
+            "target": address.target,
+            "token": str(address.token) if address.token else None,
+            "metrics": f"http://127.0.0.1:{address.metrics}/metrics" if address.metrics else None,
+        }
+
+        def text() -> None:
+            print(f"serving  {address.target}")
+            if address.token:
+                print(f"token    in {address.token}: authorization: Bearer …")
+            if data["metrics"]:
+                print(f"metrics  {data['metrics']}")
+
+        output.show(format_, data, text)
+        sys.stdout.flush()
+
+    serve(
+        DeviceHome(directory),
+        Listen(socket, port, metrics_port),
+        version=__version__,
+        limits=Limits(records=records),
+        ready=ready,
+    )
