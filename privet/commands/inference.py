@@ -1,4 +1,4 @@
-"""``privet device predict | serve``: run the installed model.
+"""``privet device predict | serve | bench``: run the installed model, and what that costs.
 
 The rule: rows go to standard output as they are computed, and a file is written whole or
 not at all.
@@ -20,6 +20,7 @@ from privet.output import Format
 
 if TYPE_CHECKING:
     from client.device.answers import Answers
+    from client.device.measure import Calls, Cost
     from client.device.reading.source import Batch, Source
 
 LINES, TABLE = ".jsonl", ".csv"
@@ -223,3 +224,95 @@ def serve_device(
         limits=Limits(records=records),
         ready=ready,
     )
+
+
+@app.command("bench")
+def bench_device(
+    directory: DeviceArgument,
+    batch: Annotated[int, typer.Option(help="Records of a large call.", min=2, max=65536)] = 256,
+    calls: Annotated[
+        int, typer.Option(help="Calls of each kind, at most 10 seconds of each.", min=1)
+    ] = 2000,
+    starts: Annotated[int, typer.Option(help="Processes to start, cold.", min=1, max=100)] = 5,
+    watts: Annotated[
+        float,
+        typer.Option(
+            "--watts-per-core",
+            help="Assumed of a busy core where the machine has no energy counter that can be read.",
+            min=0.01,
+            max=1000,
+        ),
+    ] = 5.0,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure what the model costs here: time, memory, disk, CPU time and energy."""
+    from client.device.home import DeviceHome
+    from client.device.measure import measure
+
+    with output.progress(quiet) as progress:
+        cost = measure(
+            DeviceHome(directory),
+            batch=batch,
+            calls=calls,
+            starts=starts,
+            watts=watts,
+            progress=progress,
+        )
+    output.show(format_, cost.json(), lambda: _print_cost(cost))
+
+
+def _print_cost(cost: Cost) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{cost.model} version {cost.version}, through our API and without it\n")
+    times = Table(box=None, pad_edge=False)
+    times.add_column("calls")
+    for name in ("p50, µs", "p99, µs", "records/s", "bare p50", "bare p99", "bare /s", "ours, µs"):
+        times.add_column(name, justify="right")
+    for calls in (cost.single, cost.batched):
+        times.add_row(f"{calls.records} a call", *_times(calls))
+    console.print(times)
+    start, energy = cost.start, cost.energy_per_1000
+    memory = "not counted here" if start.peak_bytes is None else _mib(start.peak_bytes)
+    rows = [
+        (
+            "cold start",
+            f"{start.seconds:.3f} s to the first answer: imports {start.imports_seconds:.3f}, "
+            f"verifying and loading {start.load_seconds:.3f}; slowest of {start.starts}: "
+            f"{start.slowest_seconds:.3f} s",
+        ),
+        ("peak memory", f"{memory}, of such a process, with a batch of {cost.batched.records}"),
+        ("on disk", f"{_mib(cost.release_bytes)} the release, {_mib(cost.model_bytes)} the model"),
+        (
+            "CPU time",
+            f"{cost.cpu_seconds_per_1000:.4f} s for 1,000 predictions, "
+            f"{cost.batched_cpu_seconds_per_1000:.4f} s in batches",
+        ),
+    ]
+    if energy.watts_per_core is None:
+        rows.append(("energy", f"{energy.joules:.3f} J for 1,000 (RAPL, whole package)"))
+    else:
+        rows += [
+            (
+                "energy, an estimate",
+                f"{energy.joules:.3f} J for 1,000, assuming {energy.watts_per_core:g} W for a busy "
+                f"core; {energy.low:.3f} to {energy.high:.3f} J are as plausible",
+            ),
+            ("", f"not measured: {energy.why}"),
+        ]
+    console.print()
+    for name, value in rows:
+        console.print(f"{name:<21}{value}", markup=False)
+
+
+def _times(calls: Calls) -> list[str]:
+    ours = (calls.api_p50_us, calls.api_p99_us, calls.api_per_second)
+    bare = (calls.bare_p50_us, calls.bare_p99_us, calls.bare_per_second)
+    return [*(f"{one:,.0f}" for one in (*ours, *bare)), f"{calls.overhead_us:,.1f}"]
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB"
