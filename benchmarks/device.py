@@ -1,70 +1,165 @@
 """One prediction at a time: the device's verified ONNX model beside the same model in torch eager.
 
 The peer is what people do without us: keep the module and call it. Both use one thread and take the
-same raw records.
+same raw records. What we add to ONNX Runtime alone, what a start takes and how large an install is
+stand beside it. The install is what is here of everything that ``privet[device]`` requires, file by
+file, as if nothing else were installed.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
+import tempfile
 from collections.abc import Callable
+from importlib.metadata import distribution
+from pathlib import Path
 
-import numpy as np
+import onnxruntime
 import torch
+from torch import nn
 
-from benchmarks.harness import Row, at_least, main, plain
+from benchmarks.harness import Row, at_least, at_most, in_turn, main, plain
+from client.device.measure import start
+from client.device.runtime import Predictor
+from client.device.verify import Candidate
 from common.data.schema import Schema
-from common.inference import Session, synthetic_records
+from common.inference import INPUT, OUTPUT, Session, options, synthetic_records
 from common.models.preprocess import ServingModel
 from common.models.registry import build
+from deploy.check_wheels import needed
+from privet.running import simulate
 from server.release.export import to_onnx
 
 CLASSES = tuple("0123456789")
 DIGITS = Schema("image", (1, 8, 8), CLASSES, lower=0.0, upper=16.0)
 FASHION = Schema("image", (1, 28, 28), CLASSES, lower=0.0, upper=255.0)
+CALLS = 20  # of each variant in a turn
+EXAMPLE = Path(__file__).parent.parent / "examples" / "digits.toml"
 
 
 def measure(quick: bool) -> list[Row]:
-    """p50 of single predictions, in turn, and their ratio."""
+    """Single predictions in turn, medians, and their ratios; then a start, and an install."""
     torch.set_num_threads(1)
-    calls = 200 if quick else 2000
+    seconds = 1.0 if quick else 5.0
     rows: list[Row] = []
-    for name, schema, goal in (
-        ("softmax", DIGITS, 1.2),
-        ("cnn", FASHION, 3.0),
-        ("scattering", FASHION, 1.5),
+    for name, model, schema, goal, added in (
+        ("softmax", "softmax", DIGITS, 1.2, None),
+        ("cnn (26k)", "cnn", FASHION, 7.0, 15.0),
+        ("medium (1M), fp32", "medium", FASHION, None, None),
+        ("scattering", "scattering", FASHION, 1.5, None),
     ):
-        serving = ServingModel(build(name, schema, seed=1), schema).eval()
-        session = Session(to_onnx(serving, schema), schema)
-        record = synthetic_records(schema, 1)
-        tensor = torch.from_numpy(record)
-
-        def eager(serving: ServingModel = serving, tensor: torch.Tensor = tensor) -> None:
-            with torch.inference_mode():
-                serving(tensor)
-
-        def ours(session: Session = session, record: np.ndarray = record) -> None:
-            session.predict(record)
-
-        ours_us, eager_us = _p50(ours, eager, calls)
-        rows += [
-            plain(f"{name}: p50 of one prediction, device", ours_us, "us"),
-            plain(f"{name}: p50 of one prediction, torch eager", eager_us, "us"),
-            at_least(f"{name}: torch eager / device", eager_us / ours_us, "x", goal),
-        ]
-    return rows
+        bindings = {"medium": "benchmarks.device:medium"}
+        built = build(model, schema, seed=1, bindings=bindings)
+        rows += _beside_eager(
+            name, ServingModel(built, schema).eval(), schema, goal, added, seconds
+        )
+    return [*rows, *_start(2 if quick else 9), _install()]
 
 
-def _p50(one: Callable[[], None], other: Callable[[], None], calls: int) -> tuple[float, float]:
-    times: tuple[list[float], list[float]] = ([], [])
-    for call in range(calls + 20):
-        for work, taken in zip((one, other), times, strict=True):
-            began = time.perf_counter_ns()
+def medium(_schema: Schema) -> nn.Module:
+    """The medium CNN of the notes: 1,025,866 parameters for 28 x 28 pixels."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3136, 320),
+        nn.ReLU(),
+        nn.Linear(320, 10),
+    )
+
+
+def _beside_eager(
+    name: str,
+    serving: ServingModel,
+    schema: Schema,
+    goal: float | None,
+    added: float | None,
+    seconds: float,
+) -> list[Row]:
+    """Through our API, by ONNX Runtime alone and in eager torch, in turn."""
+    model = to_onnx(serving, schema)
+    predictor = predictor_of(model, schema)
+    bare = onnxruntime.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
+    record = synthetic_records(schema, 1)
+    works = {
+        "api": _calls(lambda: predictor.probabilities(record)),
+        "bare": _calls(lambda: bare.run([OUTPUT], {INPUT: record})),
+        "eager": _calls(_eager(serving, torch.from_numpy(record))),
+    }
+    turns = in_turn(works, seconds, least=50)
+    pairs = zip(turns.taken["api"], turns.taken["bare"], strict=True)
+    ours = 1000 * statistics.median(api - alone for api, alone in pairs) / CALLS
+    ratio = f"{name}: torch eager / device"
+    faster = turns.ratio("eager", "api")
+    device, eager = (1000 * turns.median(one) / CALLS for one in ("api", "eager"))
+    adds = f"{name}: what our API adds to ONNX Runtime"
+    return [
+        plain(f"{name}: p50 of one prediction, device", device, "us"),
+        plain(f"{name}: p50 of one prediction, torch eager", eager, "us"),
+        plain(ratio, faster, "x") if goal is None else at_least(ratio, faster, "x", goal),
+        plain(adds, ours, "us") if added is None else at_most(adds, ours, "us", added),
+    ]
+
+
+def predictor_of(model: bytes, schema: Schema) -> Predictor:
+    """What a device would have after verifying a release of this model."""
+    return Predictor(
+        Candidate(
+            name="measured",
+            version=1,
+            simulated=True,
+            schema=schema,
+            epsilon=1.0,
+            delta=1e-5,
+            unit="record",
+            files={},
+            session=Session(model, schema),
+        )
+    )
+
+
+def _calls(work: Callable[[], object]) -> Callable[[], None]:
+    """So many calls one after the other, as a device makes them: nothing else is in the caches."""
+
+    def calls() -> None:
+        for _ in range(CALLS):
             work()
-            if call >= 20:
-                taken.append((time.perf_counter_ns() - began) / 1000)
-    return statistics.median(times[0]), statistics.median(times[1])
+
+    return calls
+
+
+def _eager(serving: ServingModel, record: torch.Tensor) -> Callable[[], None]:
+    def call() -> None:
+        with torch.inference_mode():
+            serving(record)
+
+    return call
+
+
+def _start(count: int) -> list[Row]:
+    """A process that may import neither torch nor Flower, to its first answer; and its memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        simulate(EXAMPLE, out=run, seed=1, rounds=1, overrides=['plan.model="cnn"'])
+        found = [start(run / "device", 256) for _ in range(count)]
+    seconds = statistics.median(one["seconds"] for one in found)
+    peak = statistics.median(one["peak_bytes"] for one in found)
+    return [
+        at_most("cold start: process, imports, verification, first answer", seconds, "s", 0.25),
+        plain("peak memory of that process, with a batch of 256", peak / 2**20, "MiB"),
+    ]
+
+
+def _install() -> Row:
+    names = {"privet", *needed(["device"], "x86_64")}
+    files = [file.locate() for name in names for file in distribution(name).files or ()]
+    size = sum(Path(str(file)).stat().st_size for file in files if Path(str(file)).is_file())
+    what = f"installed files of privet[device], {len(names)} packages"
+    return at_most(what, size / 1e6, "MB", 220)
 
 
 if __name__ == "__main__":

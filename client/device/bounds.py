@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from common.data.schema import Schema
 from common.errors import DataError
-from common.inference import Array
+from common.inference import Array, all_of
 
 RECORDS = 256  # of a batch, at most
 BYTES = 16 * 2**20  # of a batch, unless a single record has more
@@ -48,10 +48,9 @@ class Bounds:
             DataError: wrong shape, not numbers, not finite or out of bounds; names the record.
         """
         self.check_kind(records.shape, records.dtype, source)
-        if records.dtype == np.float32 and len(records) <= self._batch:  # as a request comes
-            within = (records >= self._lower) & (records <= self._upper)
-            if np.logical_and.reduce(within, axis=None):
-                return np.ascontiguousarray(records)
+        small = records.dtype == np.float32 and len(records) <= self._batch  # as a request comes
+        if small and all_of((records >= self._lower) & (records <= self._upper)):
+            return np.ascontiguousarray(records)
         for start in range(0, len(records), self._batch):
             with np.errstate(over="ignore"):  # too large for float32: infinite, and refused
                 batch = np.asarray(records[start : start + self._batch], np.float32)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from client.device import slots
 from client.device.cold import ABSENT
@@ -31,8 +32,8 @@ from common.errors import OperationError
 from common.inference import INPUT, OUTPUT, Array, options, synthetic_records
 
 CALLS, BATCH, STARTS = 2000, 256, 5
-SECONDS = 10.0  # a measurement of calls ends here, however few there were; LEAST are made
-LEAST, WARMUP = 20, 10
+SECONDS = 10.0  # a measurement of calls ends here, however few there were
+BLOCK, WARMUP = 20, 10
 _START_SECONDS = 120.0
 
 Progress = Callable[[str, int, int], None]
@@ -45,7 +46,7 @@ class Calls:
     Args:
         api: through :class:`~client.device.runtime.Predictor`.
         bare: ONNX Runtime alone.
-        overhead_us: median over the pairs of what our call took longer than the bare one beside it.
+        overhead_us: of a call: by how much ours took longer, a median of blocks beside each other.
     """
 
     records: int
@@ -72,8 +73,17 @@ class Calls:
             bare_p50_us=p50[1],
             bare_p99_us=p99[1],
             bare_per_second=1e6 * records * len(bare) / float(theirs.sum()),
-            overhead_us=float(np.median(ours - theirs)),
+            overhead_us=float(np.median(_by_block(ours) - _by_block(theirs))),
         )
+
+
+def _by_block(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median of each block of calls; of fewer calls than a block has, that of all."""
+    whole = len(times) // BLOCK * BLOCK
+    blocks: NDArray[np.float64] = np.median(
+        times[:whole].reshape(-1, BLOCK) if whole else times[None], axis=1
+    )
+    return blocks
 
 
 @dataclass(frozen=True)
@@ -192,30 +202,33 @@ def _pairs(
     what: str,
     progress: Progress,
 ) -> Calls:
-    """Time both in turn, so that a machine whose speed drifts slows both."""
+    """Time both, some calls of one and then of the other: a machine that drifts slows both.
+
+    Some, and not one, because in use nothing else comes between and empties the caches.
+    """
     for _ in range(WARMUP):
         ours(records)
         bare(records)
     times: tuple[list[int], list[int]] = ([], [])
-    for call in _while_time(calls):
+    for call in _while_time(-(-calls // BLOCK)):
         pair = ((ours, times[0]), (bare, times[1]))
         for work, taken in pair if call % 2 else reversed(pair):  # nobody is always the second
-            began = time.perf_counter_ns()
-            work(records)
-            taken.append(time.perf_counter_ns() - began)
-        if call % 100 == 99:
-            progress(what, call + 1, calls)
+            for _ in range(min(BLOCK, calls)):
+                began = time.perf_counter_ns()
+                work(records)
+                taken.append(time.perf_counter_ns() - began)
+        progress(what, min((call + 1) * BLOCK, calls), calls)
     progress(what, calls, calls)
     return Calls.of(len(records), *times)
 
 
-def _while_time(calls: int) -> Iterator[int]:
-    """Numbers of calls from 0: so many, or fewer once SECONDS have passed, but LEAST."""
+def _while_time(blocks: int) -> Iterator[int]:
+    """Numbers from 0: so many, or fewer once SECONDS have passed, but one."""
     ends = time.monotonic() + SECONDS
-    for call in range(max(calls, 1)):
-        if call >= LEAST and time.monotonic() >= ends:
+    for block in range(blocks):
+        if block and time.monotonic() >= ends:
             return
-        yield call
+        yield block
 
 
 def _spent(

@@ -9,23 +9,24 @@ under way.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import gc
 import logging
 import os
+import queue
 import secrets
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
 from client.device.home import DeviceHome
 from client.device.runtime import Predictor
+from client.device.serving.core import CoreServer
+from client.device.serving.health import Health
 from client.device.serving.numbers import Numbers
-from client.device.serving.service import SERVICE, InferenceService, Limits, TokenRequired
+from client.device.serving.service import SERVICE, InferenceService, Limits, brings
 from common import durable
 from common.errors import InputError, OperationError, PrivetError
 from common.exposition import serving
@@ -99,7 +100,7 @@ def serve(
         numbers = Numbers()
         with serving(numbers.text, listen.metrics) as metrics:
             host = _Host(home, folder, limits or Limits(), numbers, version, loaded)
-            asyncio.run(host.run(predictor, listen, metrics, ready))
+            host.run(predictor, listen, metrics, ready)
 
 
 @dataclass
@@ -110,9 +111,9 @@ class _Host:
     numbers: Numbers
     version: str
     loaded: tuple[int, int] | None
-    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _stop: threading.Event = field(default_factory=threading.Event)
 
-    async def run(
+    def run(
         self,
         predictor: Predictor,
         listen: Listen,
@@ -120,30 +121,38 @@ class _Host:
         ready: Callable[[Address], None],
     ) -> None:
         for sign in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(sign, self._stop.set)
+            signal.signal(sign, lambda *_: self._stop.set())
         service = InferenceService(self.limits, self.numbers, self.version)
         service.serve(predictor)
         token = None if listen.port is None else _token(self.folder / "token")
-        server = grpc.aio.server(
-            interceptors=[TokenRequired(token.read_text())] if token else [],
+        states = Health(SERVICE)
+        server = CoreServer(
+            {**service.handlers(), **states.handlers()},
             options=self._options(predictor),
-            maximum_concurrent_rpcs=self.limits.requests,
+            most=self.limits.requests,
+            pending=service.pending,
+            idle=service.flush,
+            admits=brings(token.read_text()) if token else lambda _: True,
         )
-        server.add_generic_rpc_handlers((service.handler(),))
-        states = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(states, server)
-        for name in ("", SERVICE):
-            await states.set(name, health_pb2.HealthCheckResponse.SERVING)
         target = self._bind(server, listen)
-        await server.start()
-        watch = asyncio.create_task(self._watch(service))
+        gc.collect()
+        gc.freeze()  # the model and all modules stay: no need to look through them again and again
+        server.start()
+        found: queue.SimpleQueue[Predictor] = queue.SimpleQueue()
+        watch = threading.Thread(target=self._watch, args=(found,), name="privet-watch")
+        watch.start()
         try:
             ready(Address(target, token, metrics))
-            await self._stop.wait()
+            while not self._stop.is_set():
+                server.turn()
+                with contextlib.suppress(queue.Empty):
+                    service.serve(found.get_nowait())
+                    self.numbers.swapped("accepted")
         finally:
-            watch.cancel()
-            await states.enter_graceful_shutdown()
-            await server.stop(GRACE_SECONDS)
+            self._stop.set()
+            states.end()
+            server.stop(GRACE_SECONDS)
+            watch.join()
             if target.startswith("unix:"):
                 Path(target.removeprefix("unix:")).unlink(missing_ok=True)
 
@@ -157,11 +166,11 @@ class _Host:
             ("grpc.so_reuseport", 0),
         ]
 
-    def _bind(self, server: grpc.aio.Server, listen: Listen) -> str:
+    def _bind(self, server: CoreServer, listen: Listen) -> str:
         if listen.port is not None:
             try:
-                port = server.add_insecure_port(f"127.0.0.1:{listen.port}")
-            except RuntimeError as error:
+                port = server.listen(f"127.0.0.1:{listen.port}")
+            except OSError as error:
                 raise _taken(f"127.0.0.1:{listen.port}") from error
             return f"127.0.0.1:{port}"
         socket = (listen.socket or self.folder / "socket").absolute()
@@ -174,26 +183,22 @@ class _Host:
             raise InputError(f"{socket} is there, and is no socket", hint="name another --socket")
         before = os.umask(0o177)  # nobody but the owner, from the first moment
         try:
-            server.add_insecure_port(f"unix:{socket}")
-        except RuntimeError as error:
+            server.listen(f"unix:{socket}")
+        except OSError as error:
             raise _taken(str(socket)) from error
         finally:
             os.umask(before)
         return f"unix:{socket}"
 
-    async def _watch(self, service: InferenceService) -> None:
-        """Take over what is installed meanwhile."""
+    def _watch(self, found: queue.SimpleQueue[Predictor]) -> None:
+        """Load what is installed meanwhile."""
         seen = self.loaded
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), WATCH_SECONDS)
-                return
+        while not self._stop.wait(WATCH_SECONDS):
             if (now := _stamp(self.home)) == seen:
                 continue
             seen = now
             try:
-                service.serve(await asyncio.to_thread(Predictor.load, self.home))
-                self.numbers.swapped("accepted")
+                found.put(Predictor.load(self.home))
             except PrivetError as error:
                 log.warning("the model that was installed is refused: %s", error)
                 self.numbers.swapped("refused")

@@ -8,19 +8,20 @@ version.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from client.device.runtime import Predictor
 from client.device.serving import messages
 from client.device.serving import open_inference_pb2 as oip
-from client.device.serving.batches import Batches
+from client.device.serving.batches import Batches, Outcome
+from client.device.serving.core import Call, Handler, Metadata
 from client.device.serving.numbers import Numbers
 from common.errors import DataError, OperationError
 
@@ -81,9 +82,18 @@ class InferenceService:
         if before is not None:
             before.batches.retire()
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What a gRPC server is given."""
-        kinds = {
+    def pending(self) -> bool:
+        """Whether a request waits for a call of the model that nothing else holds up."""
+        return self._served is not None and self._served.batches.quick
+
+    def flush(self) -> None:
+        """Nothing else is to be done: call the model for what waits."""
+        if self._served is not None:
+            self._served.batches.flush()
+
+    def handlers(self) -> dict[str, Handler]:
+        """What a server is given, by path."""
+        kinds: dict[str, tuple[Any, Callable[[Any, Reply], Any]]] = {
             "ServerLive": (oip.ServerLiveRequest, self._live),
             "ServerReady": (oip.ServerReadyRequest, self._ready),
             "ModelReady": (oip.ModelReadyRequest, self._model_ready),
@@ -91,91 +101,99 @@ class InferenceService:
             "ModelMetadata": (oip.ModelMetadataRequest, self._model_metadata),
             "ModelInfer": (oip.ModelInferRequest, self._infer),
         }
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                name: grpc.unary_unary_rpc_method_handler(
-                    self._counted(name, method),
-                    request_deserializer=kind.FromString,
-                    response_serializer=lambda response: response.SerializeToString(),
-                )
-                for name, (kind, method) in kinds.items()
-            },
-        )
+        return {
+            f"/{SERVICE}/{name}": self._handler(name, kind.FromString, method)
+            for name, (kind, method) in kinds.items()
+        }
 
-    def _counted(
-        self, name: str, method: Callable[[Any, float], Awaitable[Any]]
-    ) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def call(request: Any, context: Any) -> Any:
-            began = time.perf_counter()
-            left = context.time_remaining()
-            status, why = grpc.StatusCode.OK, ""
-            response = None
+    def _handler(
+        self, name: str, read: Callable[[bytes], Any], method: Callable[[Any, Reply], Any]
+    ) -> Handler:
+        """Calls a method, which gives its answer back, or None and the reply later."""
+
+        def handle(call: Call, message: bytes) -> None:
+            reply = Reply(call, name, self._numbers)
             try:
-                response = await method(request, self._limits.seconds if left is None else left)
+                response = method(read(message), reply)
             except _Refused as error:
-                status, why = error.status, error.why
-            except asyncio.CancelledError:  # the caller is gone, or its deadline has passed
-                self._numbers.answered(name, "CANCELLED", time.perf_counter() - began)
-                raise
+                reply.refuse(error.status, error.why)
+            except DecodeError:
+                reply.refuse(grpc.StatusCode.INVALID_ARGUMENT, "the message cannot be read")
             except Exception:  # noqa: BLE001  (its text could hold what was asked)
-                status, why = grpc.StatusCode.INTERNAL, "the request could not be served"
-            self._numbers.answered(name, status.name, time.perf_counter() - began)
-            if response is None:
-                await context.abort(status, why)
-            return response
+                reply.refuse(*_INTERNAL)
+            else:
+                if response is not None:
+                    reply.give(response)
 
-        return call
+        return handle
 
     # -- the methods ---------------------------------------------------------------------------
 
-    async def _live(self, _request: Any, _seconds: float) -> oip.ServerLiveResponse:
+    def _live(self, _request: Any, _reply: Reply) -> oip.ServerLiveResponse:
         return oip.ServerLiveResponse(live=True)
 
-    async def _ready(self, _request: Any, _seconds: float) -> oip.ServerReadyResponse:
+    def _ready(self, _request: Any, _reply: Reply) -> oip.ServerReadyResponse:
         return oip.ServerReadyResponse(ready=self._served is not None)
 
-    async def _model_ready(self, request: Any, _seconds: float) -> oip.ModelReadyResponse:
+    def _model_ready(self, request: Any, _reply: Reply) -> oip.ModelReadyResponse:
         try:
             self._find(request.name, request.version)
         except _Refused:
             return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=True)
 
-    async def _server_metadata(self, _request: Any, _seconds: float) -> oip.ServerMetadataResponse:
+    def _server_metadata(self, _request: Any, _reply: Reply) -> oip.ServerMetadataResponse:
         return oip.ServerMetadataResponse(
             name=NAME, version=self._version, extensions=list(EXTENSIONS)
         )
 
-    async def _model_metadata(self, request: Any, _seconds: float) -> oip.ModelMetadataResponse:
+    def _model_metadata(self, request: Any, _reply: Reply) -> oip.ModelMetadataResponse:
         predictor = self._find(request.name, request.version).predictor
         return messages.metadata(predictor.name, predictor.version, predictor.schema)
 
-    async def _infer(self, request: Any, seconds: float) -> oip.ModelInferResponse:
+    def _infer(self, request: Any, reply: Reply) -> None:
         served = self._find(request.model_name, request.model_version)
         predictor = served.predictor
+        left = min(reply.call.deadline - time.time(), self._limits.seconds)
         try:
             outputs = messages.wanted_outputs(request)
             records = messages.read_records(request, predictor.schema, self._limits.records)
-            predictor.check(records)
-            async with asyncio.timeout(seconds):
-                answer = await served.batches.submit(records)
+            records = predictor.check(records)
         except DataError as error:
             raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, error.message) from error
+
+        def done(outcome: Outcome) -> None:
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                response = messages.write_answer(
+                    request,
+                    outputs,
+                    outcome,
+                    predictor.schema,
+                    name=predictor.name,
+                    version=predictor.version,
+                )
+            except DataError as error:
+                reply.refuse(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+            except TimeoutError as error:
+                reply.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
+            except Exception:  # noqa: BLE001  (its text could hold what was asked)
+                reply.refuse(*_INTERNAL)
+            else:
+                reply.give(response)
+
+        try:
+            waiting = served.batches.submit(records, done, time.monotonic() + left)
         except OperationError as error:
             raise _Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message) from error
-        except TimeoutError as error:
-            raise _Refused(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "the model did not answer in time"
-            ) from error
-        return messages.write_answer(
-            request,
-            outputs,
-            answer,
-            predictor.schema,
-            name=predictor.name,
-            version=predictor.version,
-        )
+        if not served.batches.quick:  # it may wait so long that its caller leaves
+
+            def gone() -> None:
+                waiting.given_up = True
+                reply.left()
+
+            reply.call.watch(gone)
 
     def _find(self, name: str, version: str) -> Served:
         served = self._served
@@ -194,24 +212,43 @@ class _Refused(Exception):
         self.status, self.why = status, why
 
 
-class TokenRequired(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses every call, health included, that does not bring ``authorization: Bearer TOKEN``."""
+class Reply:
+    """The one answer to a call, and its time; the first of several counts."""
 
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
+    def __init__(self, call: Call, method: str, numbers: Numbers) -> None:
+        self.call = call
+        self._method, self._numbers, self._began = method, numbers, time.perf_counter()
 
-        async def refuse(_request: Any, context: Any) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")
+    def give(self, response: Any) -> None:
+        """End the call with a message."""
+        if self.call.answer(response.SerializeToString()):
+            self._count("OK")
 
-        self._refusal = grpc.unary_unary_rpc_method_handler(refuse)
+    def refuse(self, status: grpc.StatusCode, why: str) -> None:
+        """End the call with an error."""
+        if self.call.refuse(status, why):
+            self._count(status.name)
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], details: Any
-    ) -> Any:
-        given = [value for key, value in details.invocation_metadata if key == "authorization"]
-        if len(given) == 1 and hmac.compare_digest(_bytes(given[0]), self._expected):
-            return await continuation(details)
-        return self._refusal
+    def left(self) -> None:
+        """The caller has gone away, or its deadline has passed."""
+        self._count("CANCELLED")
+
+    def _count(self, code: str) -> None:
+        self._numbers.answered(self._method, code, time.perf_counter() - self._began)
+
+
+_INTERNAL = (grpc.StatusCode.INTERNAL, "the request could not be served")
+
+
+def brings(token: str) -> Callable[[Metadata], bool]:
+    """Whether metadata has ``authorization: Bearer TOKEN``, once."""
+    expected = f"Bearer {token}".encode()
+
+    def admits(metadata: Metadata) -> bool:
+        given = [value for key, value in metadata if key == "authorization"]
+        return len(given) == 1 and hmac.compare_digest(_bytes(given[0]), expected)
+
+    return admits
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -1,0 +1,216 @@
+"""How are calls taken from gRPC's core, one thread for all of them? Messages in, messages out.
+
+The rules: a call is refused before its message is read if it may not be made, and what it is
+refused with is fixed text. Each call is answered or refused once, by whichever thread comes first.
+Whoever handles a call gives the thread back at once, and answers then or later.
+
+``grpc.aio`` and the thread pools of ``grpc.server`` hand each call between threads several times,
+which costs three to four times what the call itself does. This module uses the part of grpcio below
+both, which its own servers are written with and which is not promised to stay. So it is the only
+one that names it, grpcio is pinned to the versions that it was tested with, and
+``tests/client/test_grpc_core.py`` says what an upgrade broke. HTTP/2, limits of sizes and deadlines
+are gRPC's, as for any of its servers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+from grpc._cython import cygrpc
+
+TICK_SECONDS = 0.2  # at most this long passes until a stop is seen
+_NO_FLAGS = 0
+_WITHOUT_WAITING = 0.0  # a deadline in the past
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class Call:
+    """One call: its deadline, and the answer to it. Safe to use from any thread.
+
+    Args:
+        call: of the core.
+        deadline: seconds since 1970, or infinity.
+        finished: called once, in the server's thread, when nothing of the call is left.
+    """
+
+    def __init__(self, call: Any, deadline: float, finished: Callable[[], None]) -> None:
+        self.deadline = deadline
+        self._call, self._finished = call, finished
+        self._lock = threading.Lock()
+        self._ended = self._opened = self._watched = False
+
+    def answer(self, message: bytes) -> bool:
+        """End the call with a message. False: it had ended before."""
+        return self._end(cygrpc.StatusCode.ok, "", message)
+
+    def refuse(self, status: grpc.StatusCode, why: str) -> bool:
+        """End the call with an error. False: it had ended before."""
+        return self._end(status.value[0], why, None)
+
+    def send(self, message: bytes) -> None:
+        """The first message of a stream, which stays open."""
+        with self._lock:
+            if self._ended:
+                return
+            self._opened = True
+            operations = (
+                cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+                cygrpc.SendMessageOperation(message, _NO_FLAGS),
+            )
+            self._call.start_server_batch(operations, lambda _: None)
+
+    def watch(self, gone: Callable[[], None]) -> None:
+        """Have ``gone`` called if the caller goes away before the call has ended."""
+
+        def closed(event: Any) -> None:
+            if event.batch_operations[0].cancelled():
+                with self._lock:
+                    over, self._ended = self._ended, True
+                if not over:
+                    gone()
+                    self._finished()
+
+        with self._lock:
+            if self._ended or self._watched:
+                return
+            self._watched = True
+            operation = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
+            self._call.start_server_batch((operation,), closed)
+
+    def _end(self, code: Any, why: str, message: bytes | None) -> bool:
+        with self._lock:
+            if self._ended:
+                return False
+            self._ended = True
+            operations = []
+            if not self._opened:
+                operations.append(cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS))
+            if message is not None:
+                operations.append(cygrpc.SendMessageOperation(message, _NO_FLAGS))
+            if not self._watched:
+                operations.append(cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
+            operations.append(
+                cygrpc.SendStatusFromServerOperation(None, code, why.encode(), _NO_FLAGS)
+            )
+            self._call.start_server_batch(tuple(operations), lambda _: self._finished())
+        return True
+
+
+Handler = Callable[[Call, bytes], None]
+
+
+class CoreServer:
+    """A gRPC server of unary requests whose calls are all handled in one thread.
+
+    Args:
+        handlers: by path, ``/package.Service/Method``; called with each whole message.
+        options: of gRPC's core.
+        most: calls under way at once; one more is refused.
+        pending: whether something waits until the server is idle: more events are handled first.
+        idle: called when there are none, and every :data:`TICK_SECONDS`.
+        admits: whether a call with this metadata may be made.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        options: Sequence[tuple[str, int]],
+        most: int,
+        pending: Callable[[], bool],
+        idle: Callable[[], None],
+        admits: Callable[[Metadata], bool] = lambda _: True,
+    ) -> None:
+        self._handlers = {path.encode(): handler for path, handler in handlers.items()}
+        self._most, self._admits = most, admits
+        self._pending, self._idle = pending, idle
+        self._queue = cygrpc.CompletionQueue()
+        self._server = cygrpc.Server(tuple(options), False)
+        self._server.register_completion_queue(self._queue)
+        self._under_way = 0
+        self._stopped = False
+
+    def listen(self, address: str) -> int:
+        """Listen on an address of gRPC's; gives the port, or 1 for a socket.
+
+        Raises:
+            OSError: it cannot be listened on.
+        """
+        try:
+            port = int(self._server.add_http2_port(address.encode()))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
+        if not port:
+            raise OSError(f"cannot listen on {address}")
+        return port
+
+    def start(self) -> None:
+        """Take calls from now on; :meth:`turn` handles them."""
+        self._server.start()
+        self._ask()
+
+    def stop(self, seconds: float) -> None:
+        """Take no more calls, and end after those under way, or after so many seconds."""
+        self._server.shutdown(self._queue, self._shut)
+        until, cancelled = time.monotonic() + seconds, False
+        while not self._stopped:
+            if not cancelled and time.monotonic() >= until:
+                self._server.cancel_all_calls()
+                cancelled = True
+            self.turn()
+        self._server.destroy()
+
+    def turn(self) -> None:
+        """Handle what comes next within TICK_SECONDS, and all that is there as well; be idle."""
+        self._handle(time.time() + TICK_SECONDS)
+        handled = 1
+        while handled < self._most and self._pending() and self._handle(_WITHOUT_WAITING):
+            handled += 1
+        self._idle()
+
+    def _handle(self, deadline: float) -> bool:
+        event = self._queue.poll(deadline)
+        if event.completion_type == cygrpc.CompletionType.queue_timeout:
+            return False
+        event.tag(event)
+        return True
+
+    def _ask(self) -> None:
+        self._server.request_call(self._queue, self._queue, self._begin)
+
+    def _shut(self, _event: Any) -> None:
+        self._stopped = True
+
+    def _begin(self, event: Any) -> None:
+        if not event.success:
+            return  # the server is shutting down
+        self._ask()
+        call = Call(event.call, event.call_details.deadline, self._end)
+        self._under_way += 1
+        handler = self._handlers.get(event.call_details.method)
+        if not self._admits(event.invocation_metadata):
+            call.refuse(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")
+        elif self._under_way > self._most:
+            call.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are under way")
+        elif handler is None:
+            call.refuse(grpc.StatusCode.UNIMPLEMENTED, "there is no such method here")
+        else:
+            self._read(event.call, call, handler)
+
+    def _read(self, core: Any, call: Call, handler: Handler) -> None:
+        def read(event: Any) -> None:
+            message = event.batch_operations[0].message()
+            if message is None:  # the caller is gone, or sent none, or too much
+                call.refuse(grpc.StatusCode.UNIMPLEMENTED, "exactly one message is expected")
+            else:
+                handler(call, message)
+
+        core.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), read)
+
+    def _end(self) -> None:
+        self._under_way -= 1
