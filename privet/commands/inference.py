@@ -6,6 +6,7 @@ not at all.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -68,7 +69,9 @@ def predict_device(
     predictor = Predictor.load(directory)
     thresholds = Thresholds.read(threshold or [], predictor.schema.classes)
     source = predictor.open(sys.stdin.buffer if records == "-" else records)
-    with output.progress(quiet) as progress:
+    # A bar would be drawn into rows that go to the same terminal.
+    rows_shown = out is None and format_ is Format.text and sys.stdout.isatty()
+    with output.progress(quiet or rows_shown) as progress:
         answers = predictor.stream(_told(source, progress), thresholds)
         if out is not None:
             count = _write_file(out, answers, predictor.schema.classes, probabilities, lines)
@@ -191,6 +194,9 @@ def serve_device(
     quiet: QuietOption = False,
 ) -> None:
     """Answer in real time: gRPC, Open Inference Protocol (KServe v2), on this machine only."""
+    from client.device.serving import EXPERIMENTS
+
+    os.environ.setdefault("GRPC_EXPERIMENTS", EXPERIMENTS)  # before gRPC is imported
     from client.device.home import DeviceHome
     from client.device.serving.host import Address, Listen, serve
     from client.device.serving.service import Limits

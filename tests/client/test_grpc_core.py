@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client.device.serving import EXPERIMENTS
 from client.device.serving.core import Call, CoreServer
 from client.device.serving.health import Health
 
@@ -101,6 +105,29 @@ def arrived(place: Served) -> Call:
 def test_grpcio_is_of_the_versions_that_this_was_tested_with() -> None:
     """Another one may work: run this file with it, then change the pin."""
     assert version("grpcio").startswith("1.85.")
+
+
+def test_the_core_knows_the_experiment_that_is_switched_off() -> None:
+    """It says so on standard error if it does not, when the first server is made."""
+    code = """
+from client.device.serving.core import CoreServer
+server = CoreServer({}, options=[], most=1, pending=lambda: False, idle=lambda: None)
+server.listen("127.0.0.1:0")
+server.start()
+server.stop(0.0)
+"""
+    said = {}
+    for experiments in (EXPERIMENTS, "-there_is_no_such_experiment"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "GRPC_EXPERIMENTS": experiments},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        said[experiments] = "Unknown experiment" in done.stderr
+    assert list(said.values()) == [False, True]
 
 
 def test_a_call_is_answered_at_once_or_later_from_another_thread(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -504,6 +505,31 @@ def test_a_file_of_answers_is_written_whole_or_not_at_all(
     lines = tmp_path / "answers.jsonl"
     assert run(["device", "predict", str(device), str(people), "--out", str(lines)]) == 0
     assert len([json.loads(line) for line in lines.read_text().splitlines()]) == 700
+
+
+def test_progress_is_told_as_far_as_the_end_is_known(
+    device: Path, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(
+        "privet.output.progress",
+        lambda quiet: contextlib.nullcontext(lambda *one: None if quiet else told.append(one)),
+    )
+    people = write(tmp_path / "p.csv", table(600))
+    size = people.stat().st_size
+    np.save(tmp_path / "p.npy", np.tile(RECORDS, (200, 1)))
+    for source, last in (
+        (str(people), ("predicting, bytes", size, size)),
+        (str(tmp_path / "p.npy"), ("predicting, records", 600, 600)),
+        ("-", ("predicting, bytes", size, 0)),
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(people.read_bytes())))
+        assert run(["device", "predict", str(device), source]) == 0
+        assert told[-1] == last
+        told.clear()
+        assert run(["device", "predict", str(device), str(people), "--quiet"]) == 0
+        assert told == []
+    capsys.readouterr()
 
 
 def test_options_that_contradict_each_other_are_refused(
