@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from benchmarks.harness import Row, at_least, at_most, in_turn, main, plain
+from benchmarks.harness import Row, at_least, at_most, in_blocks, main, plain
 from client.device.measure import start
 from client.device.runtime import Predictor
 from client.device.verify import Candidate
@@ -33,7 +33,6 @@ from server.release.export import to_onnx
 CLASSES = tuple("0123456789")
 DIGITS = Schema("image", (1, 8, 8), CLASSES, lower=0.0, upper=16.0)
 FASHION = Schema("image", (1, 28, 28), CLASSES, lower=0.0, upper=255.0)
-CALLS = 20  # of each variant in a turn
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits.toml"
 
 
@@ -85,17 +84,17 @@ def _beside_eager(
     predictor = predictor_of(model, schema)
     bare = onnxruntime.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
     record = synthetic_records(schema, 1)
-    works = {
-        "api": _calls(lambda: predictor.probabilities(record)),
-        "bare": _calls(lambda: bare.run([OUTPUT], {INPUT: record})),
-        "eager": _calls(_eager(serving, torch.from_numpy(record))),
+    works: dict[str, Callable[[], object]] = {
+        "api": lambda: predictor.probabilities(record),
+        "bare": lambda: bare.run([OUTPUT], {INPUT: record}),
+        "eager": _eager(serving, torch.from_numpy(record)),
     }
-    turns = in_turn(works, seconds, least=50)
+    turns = in_blocks(works, seconds, least=50)
     pairs = zip(turns.taken["api"], turns.taken["bare"], strict=True)
-    ours = 1000 * statistics.median(api - alone for api, alone in pairs) / CALLS
+    ours = 1000 * statistics.median(api - alone for api, alone in pairs)
     ratio = f"{name}: torch eager / device"
     faster = turns.ratio("eager", "api")
-    device, eager = (1000 * turns.median(one) / CALLS for one in ("api", "eager"))
+    device, eager = (1000 * turns.median(one) for one in ("api", "eager"))
     adds = f"{name}: what our API adds to ONNX Runtime"
     return [
         plain(f"{name}: p50 of one prediction, device", device, "us"),
@@ -120,16 +119,6 @@ def predictor_of(model: bytes, schema: Schema) -> Predictor:
             session=Session(model, schema),
         )
     )
-
-
-def _calls(work: Callable[[], object]) -> Callable[[], None]:
-    """So many calls one after the other, as a device makes them: nothing else is in the caches."""
-
-    def calls() -> None:
-        for _ in range(CALLS):
-            work()
-
-    return calls
 
 
 def _eager(serving: ServingModel, record: torch.Tensor) -> Callable[[], None]:

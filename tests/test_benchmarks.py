@@ -10,7 +10,7 @@ import pytest
 from benchmarks import harness
 from benchmarks.dpsgd_models import FALLBACK, NATIVE, A, B, Subject
 from benchmarks.dpsgd_peers import our_steps, plain_steps
-from benchmarks.harness import Turns, at_least, at_most, in_turn, plain
+from benchmarks.harness import Turns, at_least, at_most, in_blocks, in_turn, plain
 
 
 def test_a_benchmark_prints_one_object_with_the_machine_and_its_rows(
@@ -41,6 +41,16 @@ def test_variants_take_turns_after_one_turn_that_does_not_count() -> None:
     turns = in_turn(works, seconds=0.0, least=5)
     assert [sorted(called[i : i + 3]) for i in range(0, len(called), 3)] == [["a", "b", "c"]] * 6
     assert {name: len(taken) for name, taken in turns.taken.items()} == {"a": 5, "b": 5, "c": 5}
+
+
+def test_short_calls_are_made_one_after_the_other_in_blocks() -> None:
+    called: list[str] = []
+    works = {name: lambda name=name: called.append(name) for name in "ab"}
+    turns = in_blocks(works, seconds=0.0, least=3, calls=4)
+    blocks = [called[i : i + 4] for i in range(0, len(called), 4)]
+    assert all(len(set(block)) == 1 for block in blocks)
+    assert [len(turns.taken[name]) for name in "ab"] == [3, 3]
+    assert len(blocks) == 2 * (3 + 1)  # one turn warms up
 
 
 def test_a_and_b_are_the_networks_of_the_notes() -> None:
