@@ -40,7 +40,7 @@ OURS, AIO, THREADS = "the service", "an echo by grpc.aio", "an echo by grpc.serv
 
 def measure(quick: bool) -> list[Row]:
     """Medians of single predictions, and requests a second from eight connections."""
-    calls, turns = (100, 2) if quick else (500, 7)
+    calls, turns = (100, 2) if quick else (300, 5)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         run = Path(folder) / "run"
         simulate(DIGITS, out=run, seed=1, rounds=1, overrides=['plan.model="cnn"'])

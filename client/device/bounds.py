@@ -31,8 +31,8 @@ class Bounds:
     def __init__(self, schema: Schema) -> None:
         self._shape = schema.shape
         if schema.kind == "image":  # one pair for all pixels
-            self._lower: Any = np.float32(schema.lower)
-            self._upper: Any = np.float32(schema.upper)
+            self._lower = np.array(schema.lower, np.float32)
+            self._upper = np.array(schema.upper, np.float32)
         else:
             self._lower, self._upper = (np.array(one, np.float32) for one in schema.bounds())
         self._batch = batch_of(schema)
