@@ -29,6 +29,7 @@ from common.models.registry import build
 from deploy.check_wheels import needed
 from privet.running import simulate
 from server.release.export import to_onnx
+from server.release.smaller.quantize import CALIBRATION, quantize
 
 CLASSES = tuple("0123456789")
 DIGITS = Schema("image", (1, 8, 8), CLASSES, lower=0.0, upper=16.0)
@@ -45,13 +46,15 @@ def measure(quick: bool) -> list[Row]:
         ("softmax", "softmax", DIGITS, 1.2, None),
         ("cnn (26k)", "cnn", FASHION, 7.0, 15.0),
         ("medium (1M), fp32", "medium", FASHION, None, None),
+        ("medium (1M), int8", "medium", FASHION, 5.0, None),
         ("scattering", "scattering", FASHION, 1.5, None),
     ):
         bindings = {"medium": "benchmarks.device:medium"}
-        built = build(model, schema, seed=1, bindings=bindings)
-        rows += _beside_eager(
-            name, ServingModel(built, schema).eval(), schema, goal, added, seconds
-        )
+        serving = ServingModel(build(model, schema, seed=1, bindings=bindings), schema).eval()
+        exported = to_onnx(serving, schema)
+        if name.endswith("int8"):
+            exported = quantize(exported, synthetic_records(schema, CALIBRATION))
+        rows += _beside_eager(name, serving, exported, schema, goal, added, seconds)
     return [*rows, *_start(2 if quick else 9), _install()]
 
 
@@ -74,13 +77,13 @@ def medium(_schema: Schema) -> nn.Module:
 def _beside_eager(
     name: str,
     serving: ServingModel,
+    model: bytes,
     schema: Schema,
     goal: float | None,
     added: float | None,
     seconds: float,
 ) -> list[Row]:
     """Through our API, by ONNX Runtime alone and in eager torch, in turn."""
-    model = to_onnx(serving, schema)
     predictor = predictor_of(model, schema)
     bare = onnxruntime.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
     record = synthetic_records(schema, 1)
