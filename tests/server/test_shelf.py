@@ -195,11 +195,13 @@ def test_a_device_updates_from_the_coordinators_address_with_the_federations_aut
     network: Network, tmp_path: Path
 ) -> None:
     root = Repository(network.federation.repository).root
-    home = DeviceHome.init(tmp_path / "d", root, policy(network), network.authority.encode())
+    home = DeviceHome.init(
+        tmp_path / "d", root, policy(network), authority=network.authority.encode()
+    )
     assert update(home, NOW).version == 1
     other = Authority.create(KeyDirectory(tmp_path / "keys"), "other").certificate.encode()
     for number, wrong in enumerate((None, other)):
-        home = DeviceHome.init(tmp_path / f"{number}", root, policy(network), wrong)
+        home = DeviceHome.init(tmp_path / f"{number}", root, policy(network), authority=wrong)
         with pytest.raises(NetworkError, match="certificate"):
             update(home, NOW)
 

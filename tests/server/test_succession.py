@@ -437,6 +437,7 @@ def test_killed_at_any_write_of_a_revocation_devices_keep_what_they_have_and_it_
     expected = FIRST.model.answer(RECORDS)
     for number in chosen(steps, every):
         folder = tmp_path / f"killed-{number}"
+        shutil.copytree(world.home.identity.path, folder / "device.keys")
         home = DeviceHome(shutil.copytree(world.home.path, folder / "device"))
         try:
             assert update(home, NOW).version == 1
