@@ -24,10 +24,11 @@ from torch import nn
 
 from benchmarks import hostile
 from benchmarks.harness import Row, at_least, at_most, in_blocks, in_turn, main, plain
+from client.device.home import DeviceHome
 from client.device.identity import Identity
 from client.device.measure import start
-from client.device.runtime import Predictor
-from client.device.verify import Candidate
+from client.device.runtime import Predictor, installed
+from client.device.verify import MODEL, Candidate
 from common import onnx_format, weights
 from common.canonical import digest
 from common.data.schema import Schema
@@ -65,7 +66,14 @@ def measure(quick: bool) -> list[Row]:
         if name.endswith("int8"):
             exported = quantize(exported, synthetic_records(schema, CALIBRATION))
         rows += _beside_eager(name, serving, exported, schema, goal, added, seconds)
-    return [*rows, *_start(2 if quick else 9), _install(), _refusals(), *_opening(quick)]
+    return [
+        *rows,
+        *_start(2 if quick else 9),
+        *_load(quick),
+        _install(),
+        _refusals(),
+        *_opening(quick),
+    ]
 
 
 def medium(_schema: Schema) -> nn.Module:
@@ -154,6 +162,43 @@ def _start(count: int) -> list[Row]:
     return [
         at_most("cold start: process, imports, verification, first answer", seconds, "s", 0.25),
         plain("peak memory of that process, with a batch of 256", peak / 2**20, "MiB"),
+    ]
+
+
+def wide(_schema: Schema) -> nn.Module:
+    """994,570 parameters for 8 x 8 pixels: loading it takes a device nothing but memory."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 960),
+        nn.ReLU(),
+        nn.Linear(960, 960),
+        nn.ReLU(),
+        nn.Linear(960, 10),
+    )
+
+
+def _load(quick: bool) -> list[Row]:
+    """What is installed, verified and loaded, beside the same ONNX file loaded as it is."""
+    overrides = ['plan.model="wide"', 'data.models.wide="benchmarks.device:wide"']
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        simulate(EXAMPLE, out=run, seed=1, rounds=1, overrides=overrides)
+        home = run / "device"
+        file = Path(folder) / "model.onnx"
+        file.write_bytes(installed(DeviceHome(home)).files[MODEL])
+
+        def ours() -> None:
+            installed(DeviceHome(home))
+
+        def bare() -> None:
+            onnxruntime.InferenceSession(file, options(), providers=["CPUExecutionProvider"])
+
+        turns = in_turn({"ours": ours, "bare": bare}, 1.0 if quick else 10.0, least=5)
+    what = "an installed model of a million parameters"
+    return [
+        plain(f"{what}, verified and loaded", turns.median("ours"), "ms"),
+        plain("the same ONNX file, loaded as it is", turns.median("bare"), "ms"),
+        at_most(f"{what}: loaded / bare", turns.ratio("ours", "bare"), "x", 1.3),
     ]
 
 
