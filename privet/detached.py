@@ -53,7 +53,7 @@ def leave(words: tuple[str, ...], home: ServerHome) -> Detached:
     with open(log, "ab") as file:
         start = file.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "privet", "server", *words, str(home.path.absolute())],
+            [sys.executable, "-P", "-m", "privet", "server", *words, str(home.path.absolute())],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

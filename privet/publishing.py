@@ -25,7 +25,7 @@ from common.data.schema import Schema
 from common.errors import InputError, TrustError
 from common.inference import KnownAnswers, Session
 from common.keys import PublicKey, SigningKey
-from common.lineage import SYNTHETIC
+from common.lineage import SYNTHETIC, origin
 from common.lineage import read as read_lineage
 from common.models.networks import load_parameters
 from common.models.registry import build
@@ -220,14 +220,21 @@ def _check_model(proposal: Proposal, verdict: Verdict, records: Records, rule: R
             code="unknown-model",
         ) from error
     load_parameters(model.network, unpack_arrays(proposal.weights))
-    again = exported(model, plan.schema)[1]
+    whole, again = exported(model, plan.schema)
     said = KnownAnswers.decode(proposal.answers, plan.schema)
     lineage = read_lineage(verdict.claims["lineage"], digest(proposal.model))
     if set(proposal.parents) != {step.parent for step in lineage}:
         raise TrustError("the proposal holds other files than its lineage names")
+    # Answers to a few records would not tell one model from another that was made to give them.
+    if origin(lineage, digest(proposal.model)) != digest(whole):
+        raise TrustError(
+            "the weights, exported here, are another ONNX file than the proposal's",
+            hint="torch, onnx and onnxscript have to be the coordinator's; if they are, sign "
+            "nothing, and ask who made that file",
+            code="other-model",
+        )
     if lineage:
-        first = Session(proposal.parents[lineage[0].parent], plan.schema)
-        answers = first.predict(again.inputs)
+        answers = Session(proposal.parents[lineage[0].parent], plan.schema).predict(again.inputs)
         _measure_again(Shrunk(proposal.model, said, lineage, proposal.parents), plan, records, rule)
     else:
         answers = said.probabilities

@@ -16,12 +16,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import TrustError
 from server.link.desk import refuse
-from server.link.listener import CONNECTION
+from server.link.listener import CONNECTION, Connection
 from server.link.waking import COLLECT, LINK_HEADER, SECRET_HEADER, SEND, Waking
 
 _CONTROL = "/v1/control/"
 _INSIDE = (_CONTROL, "/v1/runtime/")
 _SCHEME = b"Bearer "  # RFC 6750
+
+
+_OURS = b"inside"  # whose a connection is that knew the secret
 
 
 class Inside:
@@ -42,7 +45,7 @@ class Inside:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        scope["state"].pop(CONNECTION, None)
+        connection: Connection | None = scope["state"].pop(CONNECTION, None)
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -55,6 +58,8 @@ class Inside:
         elif not path.startswith(_INSIDE) and path not in (SEND, COLLECT):
             await _status(send, 404)
         elif self._knows(scope, SECRET_HEADER.encode(), self._secret):
+            if connection is not None:
+                connection.prove(_OURS)  # others that say nothing push this one out no more
             await self._app.inside(scope, receive, marked)
         elif not path.startswith(_CONTROL) or not _given(scope, b"authorization"):
             await _status(send, 401)

@@ -49,7 +49,9 @@ log = logging.getLogger("privet.link")
 
 WATCH_SECONDS = 0.25
 RENEW_SECONDS = 3600.0
-_ROOMY = ConnectionLimits(headers=30.0, idle=120.0, unproven=1024, unproven_a_peer=1024)
+_ROOMY = ConnectionLimits(
+    headers=30.0, idle=120.0, unproven=1024, unproven_a_peer=1024, proven=1024
+)
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Link:
         try:
             if renew_if_due(here, datetime.now(UTC)):
                 log.info("the repository's timestamp was renewed")
-        except PrivetError as error:  # clients are not to be kept waiting for what devices read
+        except (PrivetError, OSError) as error:  # clients do not wait for what devices read
             self._note(f"what is published cannot be renewed: {error}")
 
     def _version(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.link.listener import Budget
 
@@ -40,7 +40,9 @@ class ShelfLimits:
 
     Args:
         metadata, target: greatest file, bytes; a larger one is not there.
-        at_once, at_once_a_peer: files on their way, together and to one address.
+        at_once, at_once_a_peer: files on their way, together and to one address; metadata and
+            targets each have so many places.
+        pause: seconds in which a reader has to take the next part of a file.
         each_second: bytes that a reader has to take, at least, after ``seconds``.
         rate, burst: requests a second from one address, and how many at once.
     """
@@ -49,6 +51,7 @@ class ShelfLimits:
     target: int = 512 * 2**20
     at_once: int = 32
     at_once_a_peer: int = 8
+    pause: float = 10.0
     seconds: float = 30.0
     each_second: int = 64 * 1024
     rate: float = 20.0
@@ -71,7 +74,7 @@ class Shelf:
     ) -> None:
         self._path, self._budget, self._limits = path, budget, limits or ShelfLimits()
         self._budgets: OrderedDict[str, Budget] = OrderedDict()
-        self._reading: Counter[str] = Counter()
+        self._reading: dict[str, Counter[str]] = {"metadata": Counter(), "targets": Counter()}
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
         peer = str((scope.get("client") or ("",))[0])
@@ -83,14 +86,13 @@ class Shelf:
             await _refuse(send, 429)
             return
         limits = self._limits
-        if self._reading.total() >= limits.at_once or (
-            self._reading[peer] >= limits.at_once_a_peer
-        ):
+        folder, name = (part for part in found.groups() if part)
+        reading = self._reading[folder]
+        if reading.total() >= limits.at_once or reading[peer] >= limits.at_once_a_peer:
             await _refuse(send, 503)
             return
-        folder, name = (part for part in found.groups() if part)
         most = limits.metadata if folder == "metadata" else limits.target
-        self._reading[peer] += 1
+        reading[peer] += 1
         try:
             file = await asyncio.to_thread(_open, self._path, folder, name, most)
             if file is None:
@@ -99,13 +101,13 @@ class Shelf:
             handle, length = file
             try:
                 async with asyncio.timeout(limits.seconds + length / limits.each_second):
-                    await _send_file(handle, length, send)
+                    await _send_file(handle, length, _within(send, limits.pause))
             finally:
                 os.close(handle)
         finally:
-            self._reading[peer] -= 1
-            if not self._reading[peer]:
-                del self._reading[peer]
+            reading[peer] -= 1
+            if not reading[peer]:
+                del reading[peer]
 
     def _may(self, peer: str) -> bool:
         if peer not in self._budgets:
@@ -153,6 +155,16 @@ async def _send_file(handle: int, length: int, send: Send) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": sent < length})
     if not length:
         await send({"type": "http.response.body", "body": b""})
+
+
+def _within(send: Send, seconds: float) -> Send:
+    """A sender that gives up on whoever takes nothing for so long."""
+
+    async def bounded(message: Message) -> None:
+        async with asyncio.timeout(seconds):
+            await send(message)
+
+    return bounded
 
 
 async def _refuse(send: Send, status: int) -> None:

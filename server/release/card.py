@@ -168,8 +168,8 @@ def _good(lineage: Lineage) -> str:
     head = ("step", "accuracy", "agreement", "largest logit drift", "bytes", "us a prediction")
     return (
         _table(head, rows)
-        + f"\n\nMeasured on {lineage[-1].used.compared} records that no step worked with; times on "
-        f"{_plain(lineage[-1].compared.machine)}."
+        + f"\n\nMeasured on {lineage[-1].used.compared} records that no step worked with, by both "
+        f"parties; times (on {_plain(lineage[-1].compared.machine)}) and settings are one's word."
     )
 
 

@@ -198,3 +198,44 @@ def test_a_difference_just_over_the_tolerance_is_refused() -> None:
         else:
             with pytest.raises(TrustError):
                 shifted.check(Session(BYTES, SCHEMA))
+
+
+def test_constants_are_not_folded_beyond_what_memory_is_bounded_by() -> None:
+    """A kilobyte that says: four times a hundred million ones, kept for when they are needed."""
+    done = subprocess.run(
+        [sys.executable, "-c", FOLDED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 400  # MiB; folded it would be 1,600 more
+
+
+FOLDED = """
+import resource, numpy as np, onnx
+from onnx import TensorProto, helper, numpy_helper
+from common.inference import load
+nodes = [
+    helper.make_node("Shape", ["input"], ["shape"]),
+    helper.make_node("Gather", ["shape", "zeroth"], ["count"]),
+    helper.make_node("Sub", ["count", "count"], ["index"]),
+]
+last = "input"
+for number in range(4):
+    nodes += [
+        helper.make_node("Expand", ["one", "huge"], [f"big{number}"]),
+        helper.make_node("Gather", [f"big{number}", "index"], [f"picked{number}"]),
+        helper.make_node("Mul", [last, f"picked{number}"], [f"sum{number}"]),
+    ]
+    last = f"sum{number}"
+nodes.append(helper.make_node("Softmax", [last], ["probabilities"], axis=-1))
+values = {"huge": np.array([10**8]), "one": np.float32(1), "zeroth": np.array([0])}
+graph = helper.make_graph(
+    nodes, "g",
+    [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 2])],
+    [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
+    [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+session = load(model.SerializeToString())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from client.home import HOME_VARIABLE, Home
 from common.bundle import Bundle
 from common.inference import KnownAnswers
 from common.keys import KeyDirectory, PublicKey
+from privet import publishing
 from privet.proposal import Proposal
 from privet.publishing import make_proposal
 from server.app import coordinate
@@ -243,6 +245,29 @@ def test_answers_that_the_weights_do_not_give_are_not_signed(parties: Parties, c
     shifted = answers.probabilities + np.float32(2e-4)  # twice the tolerance
     file.write_bytes(replace(answers, probabilities=shifted).encode())
     assert approve(parties, capsys, file.parent)[0] == 11
+
+
+def test_a_model_that_is_not_what_the_weights_export_to_is_not_signed(
+    parties: Parties, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer is right, and still it is another file: one that could answer otherwise."""
+    honest = publishing.artifacts_of
+
+    def other(*words: Any) -> Any:
+        made = honest(*words)
+        model = onnx.load_from_string(made.model)
+        (last,) = (node for node in model.graph.node if node.op_type == "Softmax")
+        first = onnx.helper.make_node("Identity", [last.input[0]], ["same"])
+        last.input[0] = "same"
+        model.graph.node.insert(len(model.graph.node) - 1, first)
+        return replace(made, model=model.SerializeToString())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "artifacts_of", other)
+        proposal = proposed(parties, capsys)
+    code, data = approve(parties, capsys, proposal)
+    assert (code, data["code"]) == (11, "other-model")
+    assert not parties.path("approval").exists()
 
 
 def test_an_approver_signs_for_no_other_coordinator_and_under_no_other_root(

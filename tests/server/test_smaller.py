@@ -377,6 +377,70 @@ def test_whoever_measures_again_finds_other_records_and_other_models(
     assert caught.value.code == "bad-lineage"
 
 
+def altered(model: bytes, change: Callable[[onnx.GraphProto], None]) -> bytes:
+    loaded = onnx.load_from_string(model)
+    change(loaded.graph)
+    return loaded.SerializeToString()
+
+
+def across_the_batch(graph: onnx.GraphProto) -> None:
+    (softmax,) = (node for node in graph.node if node.op_type == "Softmax")
+    softmax.attribute[0].i = 0
+
+
+def hungry(graph: onnx.GraphProto) -> None:
+    """A gigabyte of random numbers first, as no device would run it."""
+    nodes = [
+        onnx.helper.make_node("RandomUniform", [], ["much"], shape=[1 << 28], dtype=1),
+        *graph.node,
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+@pytest.mark.parametrize("change", [across_the_batch, hungry])
+def test_a_model_that_a_device_would_not_run_or_that_answers_in_company_alone_is_not_compared(
+    exported: bytes, digits: Tuning, change: Callable[[onnx.GraphProto], None]
+) -> None:
+    for pair in ((exported, altered(exported, change)), (altered(exported, change), exported)):
+        with pytest.raises(TrustError):
+            compare(*pair, SCHEMA, digits, calls=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"agreement": 0.9}, "agreement"),
+        ({"drift": 99.0}, "drift"),
+        ({"accuracy": (0.999, 0.999)}, "accuracy"),
+        ({"accuracy": None}, "accuracy"),
+        ({"sizes": (10**6, 10)}, "size"),
+    ],
+)
+def test_numbers_that_are_not_so_are_found_by_whoever_measures_again(
+    shrunk: Shrunk, digits: Tuning, changes: dict[str, Any], word: str
+) -> None:
+    thin, eight = shrunk.lineage
+    lying = dataclasses.replace(eight, compared=dataclasses.replace(eight.compared, **changes))
+    with pytest.raises(TrustError, match=f"says of its {word}") as caught:
+        measured_again(dataclasses.replace(shrunk, lineage=(thin, lying)), SCHEMA, digits, ANYTHING)
+    assert caught.value.code == "bad-lineage"
+
+
+def test_counts_of_records_are_not_believed_and_nothing_is_learnt_from_noise(
+    shrunk: Shrunk, digits: Tuning
+) -> None:
+    thin = shrunk.lineage[0]
+    more = dataclasses.replace(thin, used=dataclasses.replace(thin.used, compared=10**6))
+    with pytest.raises(TrustError) as caught:
+        measured_again(dataclasses.replace(shrunk, lineage=(more,)), SCHEMA, digits, ANYTHING)
+    assert caught.value.code == "other-records"
+    noise = synthetic(SCHEMA)
+    learnt = dataclasses.replace(thin, used=noise.used())
+    with pytest.raises(TrustError, match="noise"):
+        measured_again(dataclasses.replace(shrunk, lineage=(learnt,)), SCHEMA, noise, ANYTHING)
+
+
 def change(path: str, value: Any) -> Callable[[list[Any]], None]:
     def work(steps: list[Any]) -> None:
         *places, last = path.split(".")

@@ -25,11 +25,13 @@ class Beats:
         self._lock = threading.Lock()
         self._nodes: dict[bytes, int] = {}
         self._heard: dict[int, float] = {}  # by node, the interval that it keeps
+        self._gone: set[int] = set()  # since the writing under way began
 
     def know(self, key: bytes, node: int) -> None:
         """Flower was found to have this key's node under this number."""
         with self._lock:
             self._nodes[key] = node
+            self._gone.discard(node)
 
     def hear(self, key: bytes, node: int, interval: float) -> bool:
         """Note a heartbeat; False: nothing is known of this node yet."""
@@ -42,7 +44,9 @@ class Beats:
     def forget(self, key: bytes) -> None:
         """The node with this key goes; what it said before it went does not bring it back."""
         with self._lock:
-            self._heard.pop(self._nodes.pop(key, 0), None)
+            node = self._nodes.pop(key, 0)
+            self._heard.pop(node, None)
+            self._gone.add(node)
 
     def keep_only(self, keys: set[bytes]) -> None:
         """Nobody else is a node any more."""
@@ -57,12 +61,17 @@ class Beats:
     def write(self) -> None:
         """Tell Flower of everybody who was heard since the last time, in one transaction."""
         with self._lock:
-            heard, self._heard = self._heard, {}
+            heard, self._heard, self._gone = self._heard, {}, set()
         try:
             with self._state.session():
                 for node, interval in heard.items():
                     self._state.acknowledge_node_heartbeat(node, interval)
         except BaseException:
-            with self._lock:  # the next time, unless they were heard anew
-                self._heard = {**heard, **self._heard}
+            with self._lock:  # the next time, unless they went or were heard anew
+                left = {node: one for node, one in heard.items() if node not in self._gone}
+                self._heard = {**left, **self._heard}
             raise
+        with self._lock:
+            gone = self._gone & set(heard)
+        for node in gone:  # it went while it was written to be there
+            self._state.deactivate_node(node)

@@ -34,11 +34,12 @@ class Coming:
             return
         if tree.get(part.name) != part.children:
             raise TrustError("another part than was announced", code="malformed")
-        self.size += len(data)
-        if self.size > MOST_BYTES:
+        if self.size + len(data) > MOST_BYTES:
             raise TrustError("a reply that is too large", code="too-large")
-        self.places[part.name] = (self.file.seek(0, 2), len(data))
+        start = self.file.seek(0, 2)
         self.file.write(data)
+        self.size += len(data)
+        self.places[part.name] = (start, len(data))  # last: the disk may have been full
 
     def part(self, name: str) -> bytes:
         start, length = self.places[name]

@@ -177,6 +177,9 @@ class Parcels:
         except TrustError as error:
             self._drop(key)
             raise Barred(413 if error.code == "too-large" else 400) from error
+        except OSError as error:  # a full disk: all of it is to come once more
+            self._drop(key)
+            raise Barred(503) from error
         missing = [name for name in tree if name not in coming.places]
         if not missing:
             self._finish(request, coming)
@@ -262,7 +265,8 @@ class Parcels:
         self.beats.keep_only(keys)
         for key in set(self._coming) - keys:
             self._drop(key)
-        self._given = {key: taken for key, taken in self._given.items() if key in keys}
+        for key in set(self._given) - keys:
+            self._given.pop(key, None)
 
     def _check_node(self, key: bytes, node: int) -> None:
         if self.state.get_node_id_by_public_key(key) != node:

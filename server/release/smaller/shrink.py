@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common import durable
@@ -20,7 +20,7 @@ from common.canonical import CanonicalError, decode, digest, encode
 from common.data.schema import Schema
 from common.errors import InputError, OperationError, TrustError
 from common.inference import KnownAnswers, Session
-from common.lineage import SYNTHETIC, Lineage, Step, read, write
+from common.lineage import SYNTHETIC, Comparison, Lineage, Step, read, write
 from common.models.model import Model
 from common.models.preprocess import ServingModel
 from server.release.export import to_onnx
@@ -32,6 +32,7 @@ from server.release.smaller.students import distill, prune
 
 SHRUNK = "shrunk"
 SCHEMA_VERSION = 1
+_NEARLY = 0.005  # shares, measured on two processors
 EIGHT_BITS = 0.01  # tolerance of known answers: processors round what lies between two steps
 _MODEL, _ANSWERS, _LINEAGE, _PARENTS = "model.onnx", "known-answers.json", "lineage.json", "parents"
 
@@ -243,25 +244,36 @@ class _Chain:
 
 
 def measured_again(shrunk: Shrunk, schema: Schema, tuning: Tuning, rule: Rule) -> None:
-    """Measure once more what somebody else says of each step; latency is that machine's affair.
+    """Measure once more what somebody else says of each step, number by number.
+
+    Time is another machine's affair, and so are settings: nothing follows from either.
 
     Args:
         tuning: the same records, got by another way.
 
     Raises:
-        TrustError: ``other-records``: a step names others; ``bad-lineage``: it does not hold here.
+        TrustError: ``other-records``: a step names others; ``bad-lineage``: what it says does not
+            hold here, or its files lose more than ``rule`` allows.
     """
     used = tuning.used()
     children = [*(step.parent for step in shrunk.lineage[1:]), ""]
     for step, after in zip(shrunk.lineage, children, strict=True):
-        if (step.used.kind, step.used.sha256) != (used.kind, used.sha256):
+        if replace(step.used, name=used.name) != used:
             raise TrustError(
                 f"the step {step.method!r} was done with other records than these",
                 hint=f"get those that the lineage names: {step.used.name}",
                 code="other-records",
             )
+        if used.kind == SYNTHETIC and step.method != "quantize":
+            raise TrustError(f"the step {step.method!r} learnt from noise", code="bad-lineage")
         child = shrunk.parents[after] if after else shrunk.model
         found = compare(shrunk.parents[step.parent], child, schema, tuning, calls=1)
+        if wrong := _untrue(step.compared, found):
+            raise TrustError(
+                f"the step {step.method!r} says of its {wrong} what is not so here",
+                hint="have the model made smaller again, and proposed",
+                code="bad-lineage",
+            )
         if found.agreement < rule.least_agreement or found.lost > rule.most_loss:
             raise TrustError(
                 f"the step {step.method!r} agrees on {100 * found.agreement:.2f} % of records and "
@@ -269,6 +281,20 @@ def measured_again(shrunk: Shrunk, schema: Schema, tuning: Tuning, rule: Rule) -
                 hint="a looser rule is yours to allow: --least-agreement, --most-loss",
                 code="bad-lineage",
             )
+
+
+def _untrue(said: Comparison, found: Comparison) -> str:
+    """Which of the numbers is not what was measured here; processors round, and agree nearly."""
+    if said.sizes != found.sizes:
+        return "size"
+    if abs(said.agreement - found.agreement) > _NEARLY:
+        return "agreement"
+    if abs(said.drift - found.drift) > 0.1 + 0.25 * found.drift:
+        return "drift"
+    if (said.accuracy is None) != (found.accuracy is None):
+        return "accuracy"
+    pairs = zip(said.accuracy or (), found.accuracy or (), strict=True)
+    return "accuracy" if any(abs(one - other) > _NEARLY for one, other in pairs) else ""
 
 
 def _named(progress: Progress, what: str) -> Callable[[int, int], None]:
