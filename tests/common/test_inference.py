@@ -221,13 +221,14 @@ nodes = [
 last = "input"
 for number in range(4):
     nodes += [
-        helper.make_node("Expand", ["one", "huge"], [f"big{number}"]),
+        helper.make_node("Expand", [f"own{number}", "huge"], [f"big{number}"]),
         helper.make_node("Gather", [f"big{number}", "index"], [f"picked{number}"]),
         helper.make_node("Mul", [last, f"picked{number}"], [f"sum{number}"]),
     ]
     last = f"sum{number}"
 nodes.append(helper.make_node("Softmax", [last], ["probabilities"], axis=-1))
-values = {"huge": np.array([10**8]), "one": np.float32(1), "zeroth": np.array([0])}
+values = {"huge": np.array([10**8]), "zeroth": np.array([0])}
+values |= {f"own{number}": np.float32(number) for number in range(4)}
 graph = helper.make_graph(
     nodes, "g",
     [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 2])],

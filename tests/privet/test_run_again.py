@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
+from privet.detached import leave
+from server.home import ServerHome
 from server.link import runs
 from tests.privet.test_cli import call
 from tests.server.federation import World
@@ -70,3 +72,15 @@ def test_a_run_without_a_federation_is_refused_before_it_is_left(run: Path, caps
     code, error = call(capsys, "server", "run", "--resume", "--detach", run)
     assert (code, error["code"]) == (4, "not-in-a-federation")
     assert not (run / "server.log").exists()
+
+
+def test_a_process_that_is_left_running_runs_nothing_of_the_directory_that_it_was_left_in(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("privet", "server", "typer"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+        (tmp_path / "here" / name / "__init__.py").write_text("raise SystemExit('planted')")
+    monkeypatch.chdir(tmp_path / "here")
+    left = leave(("status",), ServerHome.read(run))
+    assert left.process.wait(60) == 0
+    assert "planted" not in left.log.read_text()

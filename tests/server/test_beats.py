@@ -120,3 +120,21 @@ def test_what_could_not_be_written_is_written_the_next_time(
             parcels.beats.write()
     parcels.beats.write()
     assert online(parcels)[number] > before
+
+
+def test_a_node_that_goes_while_it_is_written_to_be_there_is_gone(
+    parcels: Parcels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activate(parcels, KEYS[0])
+    number = node(parcels, KEYS[0])
+    parcels.beat(KEYS[0], beat(number))
+    acknowledge = parcels.state.acknowledge_node_heartbeat
+
+    def meanwhile(*words: Any) -> bool:
+        parcels.beats.forget(KEYS[0])
+        parcels.state.deactivate_node(number)
+        return bool(acknowledge(*words))
+
+    monkeypatch.setattr(parcels.state, "acknowledge_node_heartbeat", meanwhile)
+    parcels.beats.write()
+    assert number not in online(parcels)
