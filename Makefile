@@ -39,8 +39,8 @@ check: $(VENV)/.dev ## Lint, types, layer rule
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes, for two cores: those tests that mostly wait for processes of their own, and the rest.
-APART := tests/server tests/deploy
+# Two processes, for two cores, that take about as long as one another.
+APART := tests/server tests/deploy tests/simulations tests/test_benchmarks.py tests/test_readme.py
 TESTS := tests
 APART_LOG := .pytest-apart.log
 
