@@ -146,6 +146,7 @@ def run(demo: Demo) -> dict[str, Any]:
     about = demo.privet("server", "server", "about", *federation)
     proposal = demo.path / "server" / "proposal"
     words = ("--keys", "keys", "--coordinator", about["federation"], "--out", "approval")
+    words = (*words, "--recovery", third["approver"])
     approval = demo.privet("approver", "approver", "approve", proposal, *words)
     given = demo.path / "approver" / "approval"
     published = demo.privet("server", "release", "publish", "run", "proposal", given)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from tuf.api.metadata import Root  # type: ignore[attr-defined]
 
 from audit.recompute import recompute
 from audit.verify import Verdict, check
@@ -42,7 +43,7 @@ from server.home import COORDINATOR, ServerHome
 from server.release.ledgers import kept, missing
 from server.release.release import assemble, subjects
 from server.release.repository import Repository
-from server.release.roots import Roles, draft_root, roles_in, sign_root
+from server.release.roots import Roles, draft_root, parse, roles_in, sign_root
 from server.release.smaller.compare import Rule
 from server.release.smaller.data import Tuning, synthetic
 from server.release.smaller.shrink import Shrunk, measured_again
@@ -165,6 +166,7 @@ def approve(
     approver: SigningKey,
     records: Records = lambda _: None,
     rule: Rule | None = None,
+    recovery: str | None = None,
 ) -> tuple[Approval, Verdict]:
     """Check a proposal from end to end, then sign it.
 
@@ -175,11 +177,15 @@ def approve(
         records: gives the public records that a smaller model was made with, got by another way,
             for the plan's schema; or None.
         rule: what a step of its lineage may lose at most.
+        recovery: fingerprint of the recovery key, got by another way; for a first release.
 
     Raises:
-        InputError: ``needs-records``: there are none, and its lineage names some.
+        InputError: ``needs-records``: there are none, and its lineage names some;
+            ``recovery-unknown``: the first release needs that fingerprint.
         TrustError: something does not hold; nothing was signed.
     """
+    if _is_first(proposal.version, proposal.root):
+        _check_root(proposal, coordinator, approver, recovery)
     trust = Trust(
         signers={COORDINATOR: coordinator, APPROVER: approver.public.fingerprint},
         clients={name: key.fingerprint for name, key in proposal.bundle.clients.items()},
@@ -189,18 +195,45 @@ def approve(
     _check_model(proposal, verdict, records, rule or Rule())
     statement = Envelope.decode(proposal.bundle.statement).with_signature(approver).encode()
     files = assemble(proposal.release(verdict, statement))
-    root = None
-    if proposal.root is not None:
-        roles = roles_in(proposal.root)
-        named = (roles.coordinator.fingerprint, roles.approver.fingerprint)
-        if named != (coordinator, approver.public.fingerprint):
-            raise TrustError(
-                "the repository's root names other keys than the coordinator's and yours",
-                code="wrong-root",
-            )
-        root = sign_root(proposal.root, approver)
+    root = sign_root(proposal.root, approver) if proposal.root is not None else None
     draft = Repository.draft_targets(files, proposal.version, datetime.now(UTC))
     return Approval(statement, Repository.sign(draft, approver), root), verdict
+
+
+def _is_first(version: int, root: bytes | None) -> bool:
+    """Whether this is a repository's first release. That one alone brings a root, the first one:
+    every later root is a change of keys (:mod:`server.release.succession`)."""
+    if (version == 1) is not (root is not None):
+        raise TrustError(
+            f"release {version} {'lacks' if root is None else 'brings'} a root: the first release "
+            "brings one, and no other does",
+            hint="sign nothing; keys are changed by privet release rotate and privet release "
+            "revoke alone",
+            code="wrong-root",
+        )
+    return root is not None
+
+
+def _check_root(
+    proposal: Proposal, coordinator: str, approver: SigningKey, recovery: str | None
+) -> None:
+    """The first root, and it names three keys that this party knows, and no fourth."""
+    if recovery is None:
+        raise InputError(
+            "the first release makes the repository, and its recovery key is half of every root",
+            hint="--recovery HEX: the fingerprint, as whoever holds that key tells you",
+            code="recovery-unknown",
+        )
+    first, roles = parse(proposal.root or b"", Root).signed, roles_in(proposal.root or b"")
+    named = [key.fingerprint for key in roles.keys.values()]
+    expected = [coordinator, approver.public.fingerprint, recovery]
+    if first.version != 1 or roles.federation is not None or named != expected:
+        raise TrustError(
+            "the repository's root is not the first one of the coordinator's key, yours and the "
+            "recovery key that you named",
+            hint="sign nothing; compare the fingerprints with the other two parties",
+            code="wrong-root",
+        )
 
 
 def _check_model(proposal: Proposal, verdict: Verdict, records: Records, rule: Rule) -> None:

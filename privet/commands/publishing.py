@@ -86,6 +86,14 @@ def approve(
         str, typer.Option(help="Fingerprint of the coordinator's key, got by another way.")
     ],
     out: OutOption,
+    recovery: Annotated[
+        str | None,
+        typer.Option(
+            help="Fingerprint of the recovery key, got from its holder; needed once, for the "
+            "first release.",
+            metavar="HEX",
+        ),
+    ] = None,
     data: Annotated[
         str,
         typer.Option(
@@ -103,20 +111,29 @@ def approve(
     from privet.proposal import Proposal
     from privet.publishing import approve as work
     from server.federation.directory import approver_key
+    from server.release.roots import roles_in
     from server.release.smaller.compare import Rule
     from server.release.smaller.data import public
 
     durable.check_free(out)
     key = approver_key(keys)
+    read = Proposal.read(proposal)
     approval, verdict = work(
-        Proposal.read(proposal),
+        read,
         coordinator.lower(),
         key,
         lambda schema: public(data, "got by the approver", schema) if data else None,
         Rule(most_loss=most_loss, least_agreement=least_agreement),
+        recovery.lower() if recovery else None,
     )
     approval.write(out)
-    result = {"approval": str(out), **_checked(verdict)}
+    result = {
+        "approval": str(out),
+        "version": read.version,
+        "simulated": read.simulated,
+        "recovery": roles_in(approval.root).recovery.fingerprint if approval.root else None,
+        **_checked(verdict),
+    }
     output.show(format_, result, lambda: _print_approved(result))
 
 
@@ -133,7 +150,11 @@ def _checked(verdict: Verdict) -> dict[str, Any]:
 def _print_approved(data: dict[str, Any]) -> None:
     for check in data["checks"]:
         print(f"  {check}")
+    if data["recovery"]:
+        print(f"  the repository's recovery key is {data['recovery']}")
+    if data["simulated"]:
+        print("  SIMULATED: the noise can be repeated, so nobody's privacy is promised")
     print(
-        f"signed: {data['model']}, epsilon {data['epsilon']:.3f} at delta {data['delta']:g}, "
-        f"{data['clients']} ledgers; carry {data['approval']} back"
+        f"signed: {data['model']}, version {data['version']}, epsilon {data['epsilon']:.3f} at "
+        f"delta {data['delta']:g}, {data['clients']} ledgers; carry {data['approval']} back"
     )

@@ -107,10 +107,12 @@ def approve(parties: Parties, capsys: Out, proposal: Path, **changes: Any) -> tu
     options = {
         "keys": parties.path("approver"),
         "coordinator": parties.coordinator,
+        "recovery": PublicKey.from_text(parties.recovery).fingerprint,
         "out": parties.path("approval"),
         **changes,
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    given = {name: value for name, value in options.items() if value is not None}
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
     return call(capsys, "approver", "approve", proposal, *words)
 
 
@@ -285,6 +287,38 @@ def test_an_approver_signs_for_no_other_coordinator_and_under_no_other_root(
     replace(other, root=wrong).write(parties.path("wrong"))
     code, data = approve(parties, capsys, parties.path("wrong"))
     assert (code, data["code"]) == (11, "wrong-root")
+
+
+def test_an_approver_signs_the_first_root_alone_and_no_recovery_key_that_it_does_not_know(
+    parties: Parties, capsys: Out
+) -> None:
+    """Whoever held two of the three keys would hold all of them: the next root is theirs."""
+    recovery = PublicKey.from_text(parties.recovery)
+    made = make_proposal(parties.run, PublicKey.from_text(parties.approver), recovery)
+    assert made.root is not None
+    roles = roles_in(made.root)
+    mine = KeyDirectory(parties.path("mine")).create("approver").public
+    root = draft_root(replace(roles, recovery=mine), MOMENT)
+    crooked = {
+        "recovery": replace(made, root=root),
+        "federation": replace(made, root=draft_root(replace(roles, federation=mine), MOMENT)),
+        "root-2": replace(made, root=draft_root(roles, MOMENT, version=2)),
+        "version-2": replace(made, root=root, version=2),
+        "no-root": replace(made, root=None),
+    }
+    for name, proposal in crooked.items():
+        proposal.write(parties.path(name))
+        code, data = approve(parties, capsys, parties.path(name))
+        assert (code, data["code"]) == (11, "wrong-root"), name
+    made.write(parties.path("proposal"))
+    code, data = approve(parties, capsys, parties.path("proposal"), recovery=None)
+    assert (code, data["code"]) == (4, "recovery-unknown")
+    code, data = approve(parties, capsys, parties.path("proposal"), recovery=mine.fingerprint)
+    assert (code, data["code"]) == (11, "wrong-root")
+    assert not parties.path("approval").exists()
+    code, data = approve(parties, capsys, parties.path("proposal"))
+    assert (code, data["version"], data["recovery"]) == (0, 1, recovery.fingerprint)
+    assert data["simulated"] is made.simulated
 
 
 def test_a_statement_that_claims_too_little_is_refused(parties: Parties, capsys: Out) -> None:
