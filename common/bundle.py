@@ -64,6 +64,8 @@ class Bundle:
         with durable.disk_errors(path):
             for directory in (LEDGERS, HEADS):
                 (path / directory).mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / LEDGERS, path / HEADS):  # a reader refuses any other file
+            durable.sweep(folder)
         for name, data in files.items():
             durable.replace(path / name, data)
         manifest = {

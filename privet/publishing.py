@@ -43,7 +43,7 @@ from server.home import COORDINATOR, ServerHome
 from server.release.ledgers import kept, missing
 from server.release.release import assemble, subjects
 from server.release.repository import Repository
-from server.release.roots import Roles, draft_root, parse, roles_in, sign_root
+from server.release.roots import Roles, draft_root, parse, roles_in, sign_root, who_signed
 from server.release.smaller.compare import Rule
 from server.release.smaller.data import Tuning, synthetic
 from server.release.smaller.shrink import Shrunk, measured_again
@@ -82,6 +82,7 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
         )
     if there is not None:
         version = there.version + 1
+        root = there.root if version == 1 else None  # made by a publication that was killed
     else:
         if recovery is None:
             raise InputError(
@@ -299,17 +300,21 @@ def _measure_again(shrunk: Shrunk, plan: Plan, records: Records, rule: Rule) -> 
 def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, bytes]:
     """Publish what both have signed: into the federation's repository, and the run's bundle.
 
+    After a kill the same call finishes what it began.
+
     Returns:
         The release's files, by name.
 
     Raises:
-        TrustError: the approver's signatures are missing, or are of other files. Nothing changed.
+        TrustError: the approver's signatures are missing, or are of other files or another root.
+            Nothing changed.
     """
     home = ServerHome.read(run)
     federation = federation_of(home)
     coordinator = home.signing_key()
     repository = _repository(federation)
     approver = _approver(federation, repository)
+    root = _agreed_root(proposal, approval, coordinator.public, approver)
     trust = Trust(
         signers={COORDINATOR: coordinator.public.fingerprint, APPROVER: approver},
         clients={name: key.fingerprint for name, key in proposal.bundle.clients.items()},
@@ -319,23 +324,56 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
     files = assemble(proposal.release(verdict, approval.statement))
     if repository is not None:
         coordinator = federation.release_key(roles_in(repository.root).coordinator)
-    targets = Repository.sign(approval.targets, coordinator)
-    if repository is not None:
-        if repository.version + 1 != proposal.version:
-            raise TrustError(
-                f"version {repository.version} was published since this was proposed",
-                hint="propose the run again, and have that approved",
-                code="release-rollback",
-            )
-    else:
-        if approval.root is None:
-            raise TrustError("the approver signed no root, and there is no repository")
-        Repository.check_first(approval.root, targets, files)
-        repository = Repository.found(federation.repository, approval.root)
-    repository.commit(files, targets, coordinator, datetime.now(UTC))
+    if repository is None or not repository.holds(files, approval.targets):
+        _check_next(repository, proposal.version, root)
+        targets = Repository.sign(approval.targets, coordinator)
+        if repository is None:
+            Repository.check_first(root or b"", targets, files)
+            repository = Repository.found(federation.repository, root or b"")
+        repository.commit(files, targets, coordinator, datetime.now(UTC))
     bundle.write(run / BUNDLE)
     trust.write(run / TRUST)
     return files
+
+
+def _agreed_root(
+    proposal: Proposal, approval: Approval, coordinator: PublicKey, approver: str
+) -> bytes | None:
+    """The first root, which the coordinator proposed and signed and the approver gave back; None
+    after the first release."""
+    if not _is_first(proposal.version, proposal.root):
+        return None
+    proposed, returned = parse(proposal.root or b"", Root), parse(approval.root or b"", Root)
+    if (
+        returned.signed_bytes != proposed.signed_bytes
+        or roles_in(returned.to_bytes()).approver.fingerprint != approver
+        or coordinator not in who_signed(returned, [coordinator])
+    ):
+        raise TrustError(
+            "the approver signed another root than this coordinator proposed",
+            hint="publish nothing; ask the approver, and propose the run again",
+            code="wrong-root",
+        )
+    return returned.to_bytes()
+
+
+def _check_next(repository: Repository | None, version: int, root: bytes | None) -> None:
+    """What is proposed follows what is published, under the root that is in force."""
+    there = 0 if repository is None else repository.version
+    if there + 1 != version:
+        raise TrustError(
+            f"version {there} is published now, so {version} is not the next one",
+            hint="propose the run again, and have that approved",
+            code="release-rollback",
+        )
+    if repository is None or root is None:
+        return
+    if parse(repository.root, Root).signed != parse(root, Root).signed:
+        raise TrustError(
+            "the repository was made under another root than this one",
+            hint="propose the run again, and have that approved",
+            code="wrong-root",
+        )
 
 
 def _repository(federation: Federation) -> Repository | None:

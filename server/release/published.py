@@ -22,6 +22,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
+from common import durable
 from common.errors import OperationError, TrustError
 from server.release.roots import DEFAULT, RESTORE, Expiry, Role, parse, require, verified_chain
 
@@ -59,8 +60,12 @@ class Published:
 
     @staticmethod
     def is_at(path: Path) -> bool:
-        """Whether something lies there that should be a repository."""
-        return (path / METADATA).exists()
+        """Whether something lies there that should be a repository. What a killed
+        :func:`~common.durable.replace` left before the first root is nothing."""
+        with durable.disk_errors(path):
+            return (path / METADATA).exists() and any(
+                not file.name.startswith(".") for file in (path / METADATA).iterdir()
+            )
 
     @property
     def root(self) -> bytes:

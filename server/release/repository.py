@@ -181,6 +181,14 @@ class Repository(Published):
             self._write_online(*online)
         return version
 
+    def holds(self, files: Mapping[str, bytes], targets: bytes) -> bool:
+        """Whether these files are published already, under these very targets."""
+        current, asked = self._current(), parse(targets, Targets).signed
+        if current is None or current[2].signed != asked:
+            return False
+        _check_files(files, asked, asked.version)
+        return True
+
     def renew(self, online_signer: SigningKey, now: datetime) -> None:
         """Sign snapshot and timestamp anew, so that devices go on believing the same release."""
         with durable.in_turn(self.path):

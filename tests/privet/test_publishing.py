@@ -12,24 +12,25 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tuf.api.metadata import Metadata, Root
 
 from client.home import HOME_VARIABLE, Home
-from common.bundle import Bundle
+from common.bundle import Bundle, Trust
 from common.inference import KnownAnswers
 from common.keys import KeyDirectory, PublicKey
 from privet import publishing
-from privet.proposal import Proposal
-from privet.publishing import make_proposal
+from privet.proposal import Approval, Proposal
+from privet.publishing import make_proposal, publish
 from server.app import coordinate
 from server.checkpoint import CheckpointStore
 from server.home import ServerHome
 from server.release.ledgers import collect, kept, missing
 from server.release.repository import Repository
-from server.release.roots import draft_root, roles_in
+from server.release.roots import draft_root, roles_in, sign_root
 from simulations.grid import InProcessGrid
 from simulations.processes import Network
 from tests.privet.test_cli import call
-from tests.world import Snapshot
+from tests.world import Snapshot, killed_at
 
 MOMENT = datetime.now(UTC)
 Out = pytest.CaptureFixture[str]
@@ -153,11 +154,13 @@ def test_a_second_release_needs_no_new_root_and_an_old_proposal_is_refused(
     words = ("--out", second, "--approver", parties.approver)
     assert call(capsys, "server", "propose", parties.run, *words)[1]["version"] == 2
     assert not (second / "root.json").exists()
+    assert approve(parties, capsys, second, out=out)[0] == 0
+    assert call(capsys, "release", "publish", parties.run, second, out)[0] == 0
+    before = Snapshot.of(parties.network.federation.path)
     assert call(capsys, "release", "publish", parties.run, first, approval)[1]["code"] == (
         "release-rollback"
     )
-    assert approve(parties, capsys, second, out=out)[0] == 0
-    assert call(capsys, "release", "publish", parties.run, second, out)[0] == 0
+    assert Snapshot.of(parties.network.federation.path) == before
 
 
 def test_after_a_rotation_the_new_approver_releases_and_what_was_proposed_before_does_not(
@@ -225,6 +228,55 @@ def test_neither_party_publishes_alone(parties: Parties, capsys: Out, tmp_path: 
     (forged / "targets.json").write_bytes(Repository.sign(draft, mine))
     assert call(capsys, "release", "publish", parties.run, proposal, forged)[0] == 11
     assert Snapshot.of(parties.network.federation.path) == before
+
+
+def test_a_coordinator_makes_its_repository_under_the_root_that_it_proposed_and_no_other(
+    parties: Parties, capsys: Out
+) -> None:
+    """An approver with a second key of its own would hold two of the three."""
+    proposal = proposed(parties, capsys)
+    assert approve(parties, capsys, proposal)[0] == 0
+    approver = KeyDirectory(parties.path("approver")).load("approver")
+    mine = KeyDirectory(parties.path("mine")).create("approver")
+    good, proposed_root = Approval.read(parties.path("approval")), Proposal.read(proposal).root
+    assert proposed_root is not None
+    crooked = draft_root(replace(roles_in(proposed_root), recovery=mine.public), MOMENT)
+    unsigned = Metadata[Root].from_bytes(proposed_root)
+    unsigned.signatures.clear()
+    recovery = KeyDirectory(parties.path("recovery")).load("approver")
+    roots = {
+        "crooked": sign_root(sign_root(crooked, approver), mine),
+        "unsigned": sign_root(sign_root(unsigned.to_bytes(), approver), recovery),
+        "none": None,
+    }
+    before = Snapshot.of(parties.network.federation.path)
+    for name, root in roots.items():
+        replace(good, root=root).write(parties.path(name))
+        words = ("release", "publish", parties.run, proposal, parties.path(name))
+        assert call(capsys, *words)[0] == 11, name
+        assert Snapshot.of(parties.network.federation.path) == before
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.figures)])
+def test_killed_at_any_write_the_same_publication_finishes_what_it_began(
+    parties: Parties, capsys: Out, tmp_path: Path, every: int
+) -> None:
+    proposal = proposed(parties, capsys)
+    assert approve(parties, capsys, proposal)[0] == 0
+    read, approval = Proposal.read(proposal), Approval.read(parties.path("approval"))
+    repository, step, died = parties.network.federation.repository, 1, True
+    while died:
+        shutil.rmtree(repository, ignore_errors=True)
+        shutil.rmtree(parties.run / "bundle", ignore_errors=True)
+        (parties.run / "trust.json").unlink(missing_ok=True)
+        died = killed_at(step, lambda: publish(parties.run, read, approval))
+        files = publish(parties.run, read, approval)
+        there = Repository(repository)
+        assert (there.version, set(there.files())) == (1, set(files)), step
+        assert Bundle.read(parties.run / "bundle").statement == approval.statement
+        assert set(Trust.read(parties.run / "trust.json").clients) == set(read.bundle.clients)
+        step += every
+    assert step > 50  # it died in the repository, and in the bundle
 
 
 @pytest.mark.parametrize("what", ["model.safetensors", "model.onnx"])
