@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from audit.verify import Verdict
 from common import durable
 from common.bundle import Bundle
 from common.canonical import CanonicalError, decode, digest, encode
+from common.carried import Carried
 from common.config import Table
 from common.errors import InputError
 from common.inference import KnownAnswers
@@ -28,6 +30,7 @@ from privet.releasing import Artifacts, release_of
 from server.release.release import ANSWERS, MODEL, STATEMENT, WEIGHTS, Release
 
 SCHEMA_VERSION = 1
+MAX_BYTES, MAX_APPROVAL = 2**30, 20_000_000  # of a proposal without its bundle; of an approval
 PROPOSAL, ROOT, TARGETS, BUNDLE = "proposal.json", "root.json", "targets.json", "bundle"
 PARENTS = "parents"
 
@@ -88,11 +91,12 @@ class Proposal:
             InputError: ``no-proposal``.
             TrustError: the bundle or a file is malformed.
         """
+        carried = Carried(path, MAX_BYTES)
         try:
-            table = Table(decode(_read(path, PROPOSAL)), source=str(path / PROPOSAL))
-            weights, model, answers = (_read(path, name) for name in (WEIGHTS, MODEL, ANSWERS))
-            root = _read(path, ROOT) if (path / ROOT).exists() else None
-            parents = _parents(path / PARENTS)
+            table = Table(decode(carried.read(PROPOSAL)), source=str(path / PROPOSAL))
+            weights, model, answers = map(carried.read, (WEIGHTS, MODEL, ANSWERS))
+            root = carried.read(ROOT) if carried.has(ROOT) else None
+            parents = _parents(carried)
         except (OSError, CanonicalError) as error:
             raise InputError(
                 f"{path} is not a proposal: {error}",
@@ -124,31 +128,25 @@ class Approval:
 
     @classmethod
     def read(cls, path: Path) -> Approval:
+        carried = Carried(path, MAX_APPROVAL)
         try:
-            root = _read(path, ROOT) if (path / ROOT).exists() else None
-            return cls(_read(path, STATEMENT), _read(path, TARGETS), root)
+            root = carried.read(ROOT) if carried.has(ROOT) else None
+            return cls(carried.read(STATEMENT), carried.read(TARGETS), root)
         except OSError as error:
             raise InputError(
-                f"{path} is not an approval: {error.strerror}",
+                f"{path} is not an approval: {error}",
                 hint="privet approver approve makes one of a proposal",
                 code="no-approval",
             ) from error
 
 
-def _parents(path: Path) -> dict[str, bytes]:
+def _parents(carried: Carried) -> dict[str, bytes]:
     """Model files by digest: which they ought to be is checked later."""
-    if not path.exists():
+    if not carried.has(PARENTS):
         return {}
-    names = [file.name for file in path.iterdir()]
+    names = [file.name for file in islice((carried.path / PARENTS).iterdir(), MOST_STEPS + 1)]
     if len(names) > MOST_STEPS:
-        raise InputError(f"{path} holds more files than a lineage has steps", code="too-large")
-    return {digest(data): data for data in (_read(path, name) for name in names)}
-
-
-def _read(path: Path, name: str) -> bytes:
-    """A file of a carried directory, at most 1 GiB."""
-    with open(path / name, "rb") as file:
-        data = file.read(2**30 + 1)
-    if len(data) > 2**30:
-        raise InputError(f"{path / name} is larger than 1 GiB", code="too-large")
-    return data
+        raise InputError(
+            f"{carried.path / PARENTS} holds more files than a lineage has steps", code="too-large"
+        )
+    return {digest(data): data for data in (carried.read(f"{PARENTS}/{name}") for name in names)}
