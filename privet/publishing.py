@@ -33,6 +33,7 @@ from common.models.registry import build
 from common.plan import Plan
 from common.statement import Envelope
 from common.wire import unpack_arrays
+from privet.firstroot import agreed_root, check_root, is_first
 from privet.proposal import BUNDLE, Approval, Proposal
 from privet.releasing import Ledgers, artifacts_of, exported, own_ledger, propose
 from server.checkpoint import Checkpoint, CheckpointStore
@@ -43,7 +44,7 @@ from server.home import COORDINATOR, ServerHome
 from server.release.ledgers import kept, missing
 from server.release.release import assemble, subjects
 from server.release.repository import Repository
-from server.release.roots import Roles, draft_root, parse, roles_in, sign_root, who_signed
+from server.release.roots import Roles, draft_root, parse, roles_in, sign_root
 from server.release.smaller.compare import Rule
 from server.release.smaller.data import Tuning, synthetic
 from server.release.smaller.shrink import Shrunk, measured_again
@@ -185,8 +186,9 @@ def approve(
             ``recovery-unknown``: the first release needs that fingerprint.
         TrustError: something does not hold; nothing was signed.
     """
-    if _is_first(proposal.version, proposal.root):
-        _check_root(proposal, coordinator, approver, recovery)
+    if is_first(proposal.version, proposal.root):
+        root = proposal.root or b""
+        check_root(root, coordinator, approver.public.fingerprint, recovery, datetime.now(UTC))
     trust = Trust(
         signers={COORDINATOR: coordinator, APPROVER: approver.public.fingerprint},
         clients={name: key.fingerprint for name, key in proposal.bundle.clients.items()},
@@ -196,45 +198,9 @@ def approve(
     _check_model(proposal, verdict, records, rule or Rule())
     statement = Envelope.decode(proposal.bundle.statement).with_signature(approver).encode()
     files = assemble(proposal.release(verdict, statement))
-    root = sign_root(proposal.root, approver) if proposal.root is not None else None
+    signed = sign_root(proposal.root, approver) if proposal.root is not None else None
     draft = Repository.draft_targets(files, proposal.version, datetime.now(UTC))
-    return Approval(statement, Repository.sign(draft, approver), root), verdict
-
-
-def _is_first(version: int, root: bytes | None) -> bool:
-    """Whether this is a repository's first release. That one alone brings a root, the first one:
-    every later root is a change of keys (:mod:`server.release.succession`)."""
-    if (version == 1) is not (root is not None):
-        raise TrustError(
-            f"release {version} {'lacks' if root is None else 'brings'} a root: the first release "
-            "brings one, and no other does",
-            hint="sign nothing; keys are changed by privet release rotate and privet release "
-            "revoke alone",
-            code="wrong-root",
-        )
-    return root is not None
-
-
-def _check_root(
-    proposal: Proposal, coordinator: str, approver: SigningKey, recovery: str | None
-) -> None:
-    """The first root, and it names three keys that this party knows, and no fourth."""
-    if recovery is None:
-        raise InputError(
-            "the first release makes the repository, and its recovery key is half of every root",
-            hint="--recovery HEX: the fingerprint, as whoever holds that key tells you",
-            code="recovery-unknown",
-        )
-    first, roles = parse(proposal.root or b"", Root).signed, roles_in(proposal.root or b"")
-    named = [key.fingerprint for key in roles.keys.values()]
-    expected = [coordinator, approver.public.fingerprint, recovery]
-    if first.version != 1 or roles.federation is not None or named != expected:
-        raise TrustError(
-            "the repository's root is not the first one of the coordinator's key, yours and the "
-            "recovery key that you named",
-            hint="sign nothing; compare the fingerprints with the other two parties",
-            code="wrong-root",
-        )
+    return Approval(statement, Repository.sign(draft, approver), signed), verdict
 
 
 def _check_model(proposal: Proposal, verdict: Verdict, records: Records, rule: Rule) -> None:
@@ -314,7 +280,9 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
     coordinator = home.signing_key()
     repository = _repository(federation)
     approver = _approver(federation, repository)
-    root = _agreed_root(proposal, approval, coordinator.public, approver)
+    root = None
+    if is_first(proposal.version, proposal.root):
+        root = agreed_root(proposal.root, approval.root, coordinator.public, approver)
     trust = Trust(
         signers={COORDINATOR: coordinator.public.fingerprint, APPROVER: approver},
         clients={name: key.fingerprint for name, key in proposal.bundle.clients.items()},
@@ -328,33 +296,12 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
         _check_next(repository, proposal.version, root)
         targets = Repository.sign(approval.targets, coordinator)
         if repository is None:
-            Repository.check_first(root or b"", targets, files)
+            Repository.check_first(root or b"", targets, files, datetime.now(UTC))
             repository = Repository.found(federation.repository, root or b"")
         repository.commit(files, targets, coordinator, datetime.now(UTC))
     bundle.write(run / BUNDLE)
     trust.write(run / TRUST)
     return files
-
-
-def _agreed_root(
-    proposal: Proposal, approval: Approval, coordinator: PublicKey, approver: str
-) -> bytes | None:
-    """The first root, which the coordinator proposed and signed and the approver gave back; None
-    after the first release."""
-    if not _is_first(proposal.version, proposal.root):
-        return None
-    proposed, returned = parse(proposal.root or b"", Root), parse(approval.root or b"", Root)
-    if (
-        returned.signed_bytes != proposed.signed_bytes
-        or roles_in(returned.to_bytes()).approver.fingerprint != approver
-        or coordinator not in who_signed(returned, [coordinator])
-    ):
-        raise TrustError(
-            "the approver signed another root than this coordinator proposed",
-            hint="publish nothing; ask the approver, and propose the run again",
-            code="wrong-root",
-        )
-    return returned.to_bytes()
 
 
 def _check_next(repository: Repository | None, version: int, root: bytes | None) -> None:

@@ -125,10 +125,18 @@ def sign(
         typer.Option(help="A root of the repository, got by a way you trust.", metavar="FILE"),
     ],
     out: OutOption,
+    hands_over: Annotated[
+        bool,
+        typer.Option(
+            "--hands-over", help="Agree that another federation signs privacy statements from now."
+        ),
+    ] = False,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
     """Read a change of keys, and add one party's signatures to a copy of it."""
+    from datetime import UTC, datetime
+
     from server.federation.directory import approver_key
     from server.release.succession import Change
 
@@ -149,7 +157,15 @@ def sign(
             hint="sign nothing, and ask whoever drafted it",
             code="wrong-key",
         )
-    signed = found.signed_by(key)
+    if found.speaks and not hands_over:
+        raise TrustError(
+            "this change hands the federation's statements over: "
+            f"{found.after.speaker.fingerprint} would sign them, and "
+            f"{found.before.speaker.fingerprint} no more",
+            hint="sign with --hands-over if that federation's own key was stolen; else nothing",
+            code="hands-over",
+        )
+    signed = found.signed_by(key, datetime.now(UTC))
     signed.write(out)
     data = _changed(signed, out)
     output.show(format_, data, lambda: _print_change(data))
@@ -175,6 +191,14 @@ def commit(
 
     here = Federation.read(federation)
     change = reduce(Change.joined, map(Change.read, changes))
+    if change.after.speaker != here.signing_key().public:
+        raise TrustError(
+            f"this change has {change.after.speaker.fingerprint} sign privacy statements, which is "
+            "not this federation's key",
+            hint="draft the change again; privet release revoke coordinator --key is committed by "
+            "the federation that takes the repository over",
+            code="other-federation",
+        )
     change = _signed_here(change, here)
     repository = Repository(here.repository)
     change.commit(repository, here.release_keys(), datetime.now(UTC))
@@ -286,9 +310,11 @@ def _draft(
 
 def _signed_here(change: Change, federation: Federation) -> Change:
     """The same, with the signatures of whichever of the coordinator's keys are asked for."""
+    from datetime import UTC, datetime
+
     for key in federation.release_keys():
         try:
-            change = change.signed_by(key)
+            change = change.signed_by(key, datetime.now(UTC))
         except TrustError as error:
             if error.code != "not-asked":
                 raise
@@ -311,6 +337,8 @@ def _changed(change: Change, out: Path) -> dict[str, Any]:
         "old": change.old.fingerprint,
         "new": change.new.fingerprint,
         "root": change.version,
+        "hands_over": change.speaks,
+        "speaker": change.after.speaker.fingerprint,
         "files": change.files(),
         "missing": change.missing(),
     }
@@ -321,6 +349,8 @@ def _print_change(data: dict[str, Any]) -> None:
     print(f"root {data['root']} {word} the key of the {data['party']}")
     print(f"  old  {data['old']}")
     print(f"  new  {data['new']}")
+    if data["hands_over"]:
+        print(f"  HANDS OVER: privacy statements are signed by {data['speaker']} from now on")
     for name, digest in data["files"].items():
         print(f"  goes on publishing {name}, SHA-256 {digest}")
     for who in data["missing"]:

@@ -109,11 +109,11 @@ class Published:
         current = self._current()
         found = {}
         for name, target in sorted(current[2].signed.targets.items()) if current else ():
-            (file,) = target.get_prefixed_paths()
             try:
+                (file,) = target.get_prefixed_paths()
                 data = (self.path / TARGETS / file).read_bytes()
                 target.verify_length_and_hashes(data)
-            except (OSError, RepositoryError) as error:
+            except (OSError, ValueError, RepositoryError) as error:
                 raise TrustError(
                     f"{name} is missing or was changed: {error}", hint=RESTORE
                 ) from error

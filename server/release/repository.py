@@ -39,12 +39,20 @@ from server.release.roots import (
     Expiry,
     Role,
     Roles,
+    check_expiry,
     draft_root,
     parse,
     require,
     sign,
     sign_root,
 )
+
+
+def as_next(published: bytes, like: Metadata[Targets]) -> Targets:
+    """What is published, as its next version that ends as ``like`` does: nothing else differs."""
+    targets = parse(published, Targets).signed
+    targets.version, targets.expires = targets.version + 1, like.signed.expires
+    return targets
 
 
 class Repository(Published):
@@ -80,12 +88,14 @@ class Repository(Published):
         return cls.found(path, root, expiry)
 
     @staticmethod
-    def check_first(root: bytes, targets: bytes, files: Mapping[str, bytes]) -> None:
+    def check_first(root: bytes, targets: bytes, files: Mapping[str, bytes], now: datetime) -> None:
         """Whether a repository under this root could publish these targets; TrustError if not."""
         parsed, metadata = parse(root, Root), parse(targets, Targets)
         require(parsed.signed, parsed)
         require(parsed.signed, metadata)
         _check_files(files, metadata.signed, 1)
+        for signed in (parsed.signed, metadata.signed):
+            check_expiry(signed, now)
 
     @classmethod
     def found(cls, path: Path, signed: bytes, expiry: Expiry = DEFAULT) -> Repository:
@@ -142,7 +152,7 @@ class Repository(Published):
         targets = Targets(
             version=version,
             expires=now + expiry.targets,
-            targets={name: TargetFile.from_data(name, data) for name, data in files.items()},
+            targets=_described(files),
         )
         return Metadata(targets).to_bytes()
 
@@ -163,8 +173,8 @@ class Repository(Published):
         """Publish ``files`` under targets metadata that both parties signed.
 
         Raises:
-            TrustError: a signature is missing or another party's, or the files are not the signed
-                ones. Nothing was written.
+            TrustError: a signature is missing or another party's, the files are not the signed
+                ones, or something else is signed with them. Nothing was written.
         """
         targets = parse(signed, Targets)
         with durable.in_turn(self.path):
@@ -172,6 +182,7 @@ class Repository(Published):
             require(self._root, targets)
             current = self._current()
             _check_files(files, targets.signed, (current[2].signed.version if current else 0) + 1)
+            check_expiry(targets.signed, now)
             online = self._online(targets, current, [online_signer], now, (self._root,))
             for name, data in files.items():
                 (file,) = targets.signed.targets[name].get_prefixed_paths()
@@ -236,6 +247,9 @@ class Repository(Published):
             newest, begun = self.root, parse(self.root, Root).signed == new.signed
             if not begun and newest != former:
                 raise _moved("another root was put in force")
+            bare = targets is None and not begun and _signers_differ(old, new.signed)
+            if bare and self._current(old) is not None:
+                raise _moved("something was published, or was missing where it was drafted,")
             if targets is not None:
                 current = self._current(new.signed, old)
                 again = self._again(parse(targets, Targets), current)
@@ -258,11 +272,7 @@ class Repository(Published):
         published = current[2] if current else None
         if published is not None and published.signed == targets.signed:
             return published
-        if (
-            published is None
-            or targets.signed.version != published.signed.version + 1
-            or targets.signed.targets != published.signed.targets
-        ):
+        if published is None or targets.signed != as_next(published.to_bytes(), targets):
             raise _moved("something else was published")
         return targets
 
@@ -320,6 +330,20 @@ def _check_files(files: Mapping[str, bytes], targets: Targets, expected: int) ->
             targets.targets[name].verify_length_and_hashes(data)
         except RepositoryError as error:
             raise TrustError(f"{name} is not the file that was signed: {error}") from error
+    if targets != Targets(expected, expires=targets.expires, targets=_described(files)):
+        raise TrustError(
+            "more was signed than these files: other digests, a delegation, or fields of its own",
+            hint="make and sign the draft again",
+            code="crooked-targets",
+        )
+
+
+def _described(files: Mapping[str, bytes]) -> dict[str, TargetFile]:
+    return {name: TargetFile.from_data(name, data, ["sha256"]) for name, data in files.items()}
+
+
+def _signers_differ(old: Root, new: Root) -> bool:
+    return bool(old.roles[Targets.type] != new.roles[Targets.type])
 
 
 def _moved(what: str) -> TrustError:

@@ -57,6 +57,7 @@ class Expiry:
 
 
 DEFAULT = Expiry()
+SKEW = timedelta(days=1)  # between the clocks of two parties
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,22 @@ def require(root: Root, metadata: Metadata[Role]) -> None:
             "approver; snapshot and timestamp: coordinator",
             code="bad-signature",
         ) from error
+
+
+def check_expiry(signed: Root | Targets, now: datetime) -> None:
+    """Refuse to sign, or put in force, what has ended or would be believed for too long.
+
+    Raises:
+        TrustError: ``wrong-expiry``.
+    """
+    life = DEFAULT.root if isinstance(signed, Root) else DEFAULT.targets
+    if not now < signed.expires <= now + life + SKEW:
+        raise TrustError(
+            f"{signed.type} metadata would end on {signed.expires:%Y-%m-%d}: that is past, or over "
+            f"{life.days} days away",
+            hint="compare the clocks, and have it drafted again",
+            code="wrong-expiry",
+        )
 
 
 def parse(data: bytes, kind: type[Role]) -> Metadata[Role]:

@@ -25,28 +25,32 @@ from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-define
 
 from common import durable
 from common.canonical import CanonicalError, decode, encode
+from common.carried import Carried
 from common.config import Table
 from common.errors import InputError, TrustError
 from common.keys import PublicKey, SigningKey
 from server.release.published import Published
-from server.release.repository import Repository
+from server.release.repository import Repository, as_next
 from server.release.roots import (
     COORDINATOR,
     PARTIES,
     RECOVERY,
+    Role,
     Roles,
+    check_expiry,
     draft_root,
     parse,
     require,
     roles_in,
     sign,
+    tuf_key,
     verified_chain,
     who_signed,
 )
 
 SCHEMA_VERSION = 1
 CHANGE = "change.json"
-MAX_BYTES = 5_000_000  # of one file of a change: what TUF's client takes of targets metadata
+MAX_BYTES = 20_000_000  # of a change: targets twice, 5 MB each in TUF's client, and roots
 MAX_ROOTS = 1024
 _FILES = ("root.json", "former-targets.json", "targets.json")
 
@@ -82,8 +86,8 @@ class Change:
         different = [party for party in PARTIES if before.keys[party] != after.keys[party]]
         if different != [self.party]:
             raise _crooked(f"it changes the keys of {', '.join(different) or 'nobody'}")
-        speaks = self.revoked and self.party == COORDINATOR and after.federation is None
-        if after.speaker != before.speaker and not speaks:
+        may = self.revoked and self.party == COORDINATOR and after.federation is None
+        if self.speaks and not may:
             raise _crooked("it lets another key sign statements")
         if self.revoked and self.old in after.known:
             raise _crooked("it revokes a key, and goes on naming it")
@@ -96,10 +100,7 @@ class Change:
             return
         published, again = parse(self.published, Targets), parse(self.targets, Targets)
         require(old, published)
-        if (
-            again.signed.version != published.signed.version + 1
-            or again.signed.targets != published.signed.targets
-        ):
+        if again.signed != as_next(self.published, again):
             raise _crooked("it publishes something else than what is published")
 
     @property
@@ -122,6 +123,11 @@ class Change:
     @property
     def new(self) -> PublicKey:
         return self.after.keys[self.party]
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the new key signs privacy statements from now on: another federation's does."""
+        return self.after.speaker != self.before.speaker
 
     @property
     def version(self) -> int:
@@ -158,12 +164,13 @@ class Change:
 
     # -- signatures ------------------------------------------------------------------------------
 
-    def signed_by(self, key: SigningKey) -> Change:
+    def signed_by(self, key: SigningKey, now: datetime) -> Change:
         """The same with this party's signatures, wherever they count.
 
         Raises:
-            TrustError: ``not-asked``: this key signs nothing here.
+            TrustError: ``not-asked``: this key signs nothing here; ``wrong-expiry``.
         """
+        self._check_expiry(now)
         roots, targets = self._wanted()
         if key.public not in roots | targets:
             raise TrustError(
@@ -180,6 +187,11 @@ class Change:
             again = metadata.to_bytes()
         return replace(self, root=root.to_bytes(), targets=again)
 
+    def _check_expiry(self, now: datetime) -> None:
+        check_expiry(parse(self.root, Root).signed, now)
+        if self.targets is not None:
+            check_expiry(parse(self.targets, Targets).signed, now)
+
     def joined(self, other: Change) -> Change:
         """The same change with another copy's signatures too.
 
@@ -188,10 +200,11 @@ class Change:
         """
         if (other.party, other.revoked, other.roots) != (self.party, self.revoked, self.roots):
             raise _another()
-        root = _joined(parse(self.root, Root), parse(other.root, Root))
+        keys = [*self.before.known, *self.after.known]
+        root = _joined(parse(self.root, Root), parse(other.root, Root), keys)
         targets = self.targets
         if targets is not None and other.targets is not None:
-            targets = _joined(parse(targets, Targets), parse(other.targets, Targets))
+            targets = _joined(parse(targets, Targets), parse(other.targets, Targets), keys)
         elif targets is not other.targets:
             raise _another()
         return replace(self, root=root, targets=targets)
@@ -254,6 +267,7 @@ class Change:
                 hint="privet release sign, by each of them",
                 code="signatures-missing",
             )
+        self._check_expiry(now)
         wanted = {self.after.coordinator} | (set() if self.revoked else {self.before.coordinator})
         online = [key for key in keys if key.public in wanted]
         repository.follow(self.former, self.root, self.targets, online, now, last=not self.revoked)
@@ -268,11 +282,7 @@ class Change:
         for name, content in (data | rest).items():
             if content is not None:
                 durable.replace(path / name, content)
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "party": self.party,
-            "revoked": self.revoked,
-        }
+        document = {"schema_version": SCHEMA_VERSION, "party": self.party, "revoked": self.revoked}
         durable.replace(path / CHANGE, encode(document))
 
     @classmethod
@@ -283,14 +293,15 @@ class Change:
             InputError: ``no-change``.
             TrustError: it is malformed, or says one thing and does another.
         """
+        files = Carried(path, MAX_BYTES)
         try:
-            table = Table(decode(_read(path / CHANGE)), source=str(path / CHANGE))
+            table = Table(decode(files.read(CHANGE)), source=str(path / CHANGE))
             roots: list[bytes] = []
-            while len(roots) < MAX_ROOTS and (path / _root_file(len(roots) + 1)).exists():
-                roots.append(_read(path / _root_file(len(roots) + 1)))
-            root = _read(path / _FILES[0])
+            while len(roots) < MAX_ROOTS and files.has(_root_file(len(roots) + 1)):
+                roots.append(files.read(_root_file(len(roots) + 1)))
+            root = files.read(_FILES[0])
             published, targets = (
-                _read(path / name) if (path / name).exists() else None for name in _FILES[1:]
+                files.read(name) if files.has(name) else None for name in _FILES[1:]
             )
         except (OSError, CanonicalError) as error:
             raise InputError(
@@ -313,7 +324,9 @@ def draft(
     revoked: bool = False,
     speaks: bool = False,
 ) -> Change:
-    """An unsigned change; writes nothing, and works on any copy of the repository.
+    """An unsigned change; writes nothing, and works on any whole copy of the repository.
+
+    From a copy without what is published comes a change that cannot be put in force.
 
     Args:
         party: whose key is replaced: ``coordinator``, ``approver`` or ``recovery``.
@@ -345,25 +358,19 @@ def draft(
     published = None if party == RECOVERY else repository.targets
     targets = None
     if published is not None:
-        again = parse(published, Targets).signed
-        again.version, again.expires = again.version + 1, now + repository.expiry.targets
-        targets = Metadata(again).to_bytes()
+        again = parse(published, Targets)
+        again.signed.expires = now + repository.expiry.targets
+        targets = Metadata(as_next(published, again)).to_bytes()
     return Change(party, revoked, roots, root, published, targets)
 
 
-def _joined(metadata: Metadata, other: Metadata) -> bytes:  # type: ignore[type-arg]
+def _joined(metadata: Metadata[Role], other: Metadata[Role], keys: Sequence[PublicKey]) -> bytes:
+    """With the other copy's signatures, as far as they are valid: no other may take one's place."""
     if metadata.signed_bytes != other.signed_bytes:
         raise _another()
-    metadata.signatures.update(other.signatures)
+    for key in who_signed(other, keys):
+        metadata.signatures[tuf_key(key).keyid] = other.signatures[tuf_key(key).keyid]
     return metadata.to_bytes()
-
-
-def _read(file: Path) -> bytes:
-    with open(file, "rb") as stream:
-        data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise TrustError(f"{file} is larger than {MAX_BYTES} bytes", code="too-large")
-    return data
 
 
 def _root_file(version: int) -> str:

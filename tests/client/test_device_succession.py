@@ -48,7 +48,7 @@ def world(tmp_path: Path) -> World:
 def rotate(world: World, party: str, signers: list[Key], new: Key, **options: Any) -> None:
     change = draft(world.repository, party, new.public, NOW, **options)
     for signer in signers:
-        change = change.signed_by(signer)
+        change = change.signed_by(signer, NOW)
     change.commit(world.repository, signers, NOW)
     world.repository = Repository(world.repository.path)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tuf.api.metadata import Metadata, Root
 
 from client.home import HOME_VARIABLE, Home
 from common.bundle import Bundle, Trust
+from common.errors import InputError
 from common.inference import KnownAnswers
 from common.keys import KeyDirectory, PublicKey
 from privet import publishing
@@ -26,7 +28,7 @@ from server.checkpoint import CheckpointStore
 from server.home import ServerHome
 from server.release.ledgers import collect, kept, missing
 from server.release.repository import Repository
-from server.release.roots import draft_root, roles_in, sign_root
+from server.release.roots import Expiry, draft_root, roles_in, sign_root
 from simulations.grid import InProcessGrid
 from simulations.processes import Network
 from tests.privet.test_cli import call
@@ -403,6 +405,29 @@ def test_what_is_not_ready_is_not_proposed(parties: Parties, capsys: Out) -> Non
     code, data = call(capsys, "server", "propose", parties.run, *words, *recovery)
     assert (code, data["code"]) == (11, "ledger-forked")
     assert not parties.path("p").exists()
+
+
+def test_a_pipe_in_what_was_carried_holds_nobody(tmp_path: Path) -> None:
+    for name in ("proposal.json", "root.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError) as caught:
+        Proposal.read(tmp_path)
+    assert caught.value.code == "no-proposal"
+    with pytest.raises(InputError) as caught:
+        Approval.read(tmp_path)
+    assert caught.value.code == "no-approval"
+
+
+def test_a_root_that_ended_or_never_ends_is_not_signed(parties: Parties, capsys: Out) -> None:
+    recovery = PublicKey.from_text(parties.recovery)
+    made = make_proposal(parties.run, PublicKey.from_text(parties.approver), recovery)
+    assert made.root is not None
+    for days in (-1, 3 * 365 + 2):
+        root = draft_root(roles_in(made.root), MOMENT, Expiry(root=timedelta(days=days)))
+        replace(made, root=root).write(parties.path(f"ends-{days}"))
+        code, data = approve(parties, capsys, parties.path(f"ends-{days}"))
+        assert (code, data["code"]) == (11, "wrong-expiry")
+    assert not parties.path("approval").exists()
 
 
 def test_a_clients_ledger_is_kept_as_the_client_has_it(ended: Parties) -> None:

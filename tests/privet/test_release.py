@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from privet.cli import run
 from server.federation.directory import Federation
 from server.federation.publication import renew, renew_if_due
 from server.release.repository import Repository
-from server.release.roots import Roles, roles_in
+from server.release.roots import Roles, draft_root, roles_in
+from server.release.succession import Change
 from tests.client.device_fixtures import Recipe, contents, kill_at_every_write
 from tests.privet.test_cli import call
 
@@ -85,11 +86,11 @@ def draft(parties: Parties, capsys: Out, *words: str, out: str = "change") -> di
     return data
 
 
-def sign(parties: Parties, capsys: Out, change: str, name: str, new: str) -> str:
+def sign(parties: Parties, capsys: Out, change: str, name: str, new: str, *more: str) -> str:
     """One party signs a copy; the copy's name."""
     out = f"{change}-{name}"
     words = ("--keys", parties.path / name, "--new", new, "--out", parties.path / out)
-    words = (*words, "--root", parties.first_root)
+    words = (*words, "--root", parties.first_root, *more)
     code, data = call(capsys, "release", "sign", parties.path / change, *words)
     assert code == 0, data
     return out
@@ -169,7 +170,11 @@ def test_a_federation_whose_key_was_stolen_hands_its_devices_to_another(
     assert (code, data["code"]) == (4, "federation-key")
     words = ("revoke", "coordinator", other.path, "--key", key.text(), "--out", out)
     assert call(capsys, "release", *words)[0] == 0
-    copies = [sign(parties, capsys, "change", name, key.fingerprint)
+    words = ("--keys", parties.path / "approver", "--new", key.fingerprint, "--out", out / "no")
+    words = ("sign", out, *words, "--root", parties.first_root)
+    code, data = call(capsys, "release", *words)
+    assert (code, data["code"], (out / "no").exists()) == (11, "hands-over", False)
+    copies = [sign(parties, capsys, "change", name, key.fingerprint, "--hands-over")
               for name in ("approver", "recovery")]  # fmt: skip
     paths = [tmp_path / copy for copy in copies]
     assert call(capsys, "release", "commit", other.path, *paths)[0] == 0
@@ -192,6 +197,33 @@ def test_a_signer_who_expected_another_key_signs_nothing(parties: Parties, capsy
     wrong = ("--root", parties.path / "none", "--new", new.fingerprint)
     assert call(capsys, "release", "sign", change, *words, *wrong)[1]["code"] == "no-such-file"
     assert not (parties.path / "out").exists()
+
+
+def test_statements_are_handed_over_by_nobody_who_was_not_asked(
+    parties: Parties, capsys: Out
+) -> None:
+    """A revocation of the coordinator's release key that takes the federation's own out too."""
+    first = draft(parties, capsys, "rotate", "coordinator")
+    copy = sign(parties, capsys, "change", "approver", first["new"])
+    assert commit(parties, capsys, copy)[0] == 0
+    data = draft(parties, capsys, "revoke", "coordinator", out="honest")
+    key = parties.federation.signing_key().public.fingerprint
+    assert (data["hands_over"], data["speaker"]) == (False, key)
+    honest = Change.read(parties.path / "honest")
+    root = draft_root(replace(honest.after, federation=None), NOW, version=3)
+    replace(honest, root=root).write(parties.path / "crooked")
+    words = ["sign", str(parties.path / "crooked"), "--new", data["new"]]
+    words += ["--keys", str(parties.path / "recovery"), "--root", str(parties.first_root)]
+    words += ["--out", str(parties.path / "out")]
+    code, refused = call(capsys, "release", *words)
+    assert (code, refused["code"], (parties.path / "out").exists()) == (11, "hands-over", False)
+    assert run(["release", *words, "--hands-over"]) == 0
+    assert f"HANDS OVER: privacy statements are signed by {data['new']}" in capsys.readouterr().out
+    # Even with every signature the coordinator puts nothing in force that takes its name away.
+    before = contents(parties.federation.repository)
+    code, refused = commit(parties, capsys, "out")
+    assert (code, refused["code"]) == (11, "other-federation")
+    assert contents(parties.federation.repository) == before
 
 
 def test_what_cannot_be_drafted_says_why_and_makes_nothing(parties: Parties, capsys: Out) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Targets
 
 from client.device.runtime import Predictor
 from client.device.updater import update
@@ -19,7 +21,7 @@ from common.inference import KnownAnswers, Session
 from common.statement import INTOTO_TYPE, Envelope, read_privacy_statement
 from server.release.release import Release, assemble, privacy_predicate, subjects
 from server.release.repository import Repository
-from server.release.roots import Expiry, Roles
+from server.release.roots import Expiry, Roles, tuf_key
 from tests.client.device_fixtures import (
     APPROVER,
     COORDINATOR,
@@ -136,6 +138,53 @@ def test_files_that_are_not_the_signed_ones_are_not_written(repository: Reposito
     for files in ({"a": b"2"}, {"b": b"1"}, {"a": b"1", "b": b"1"}, {}):
         with pytest.raises(TrustError):
             repository.commit(files, draft, COORDINATOR, NOW)
+    assert contents(repository.path) == before
+
+
+TARGETS_WITH_MORE = ["delegations", "another digest", "a digest more", "a field more"]
+
+
+def add_to(targets: Metadata[Targets], what: str) -> None:
+    """Something that a party would sign unread, if nobody compared."""
+    if what == "delegations":
+        key = tuf_key(STRANGER.public)
+        role = DelegatedRole("mine", [key.keyid], 1, False, paths=["*"])
+        targets.signed.delegations = Delegations({key.keyid: key}, {"mine": role})
+    elif what == "a field more":
+        targets.signed.unrecognized_fields["x"] = "y"
+    else:
+        file = next(iter(targets.signed.targets.values()))
+        sha512 = {"sha512": hashlib.sha512(b"1").hexdigest()}
+        file.hashes = sha512 if what == "another digest" else {**file.hashes, **sha512}
+
+
+@pytest.mark.parametrize("what", TARGETS_WITH_MORE)
+def test_targets_that_say_more_than_their_files_are_not_published(
+    repository: Repository, what: str
+) -> None:
+    targets = Metadata[Targets].from_bytes(repository.draft({"a": b"1"}, NOW))
+    add_to(targets, what)
+    signed = targets.to_bytes()
+    for key in BOTH:
+        signed = repository.sign(signed, key)
+    before = contents(repository.path)
+    with pytest.raises(TrustError) as caught:
+        repository.commit({"a": b"1"}, signed, COORDINATOR, NOW)
+    assert caught.value.code == "crooked-targets"
+    assert contents(repository.path) == before
+
+
+@pytest.mark.parametrize("days", [-1, 0, 365 + 2])
+def test_targets_that_end_too_early_or_too_late_are_not_published(
+    repository: Repository, days: int
+) -> None:
+    signed = Repository.draft_targets({"a": b"1"}, 1, NOW, Expiry(targets=timedelta(days=days)))
+    for key in BOTH:
+        signed = repository.sign(signed, key)
+    before = contents(repository.path)
+    with pytest.raises(TrustError) as caught:
+        repository.commit({"a": b"1"}, signed, COORDINATOR, NOW)
+    assert caught.value.code == "wrong-expiry"
     assert contents(repository.path) == before
 
 

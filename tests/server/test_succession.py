@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +17,11 @@ from client.device.runtime import Predictor
 from client.device.updater import update
 from common.errors import InputError, TrustError
 from common.keys import SigningKey
+from server.release.published import Published
 from server.release.repository import Repository
-from server.release.roots import Roles, draft_root, roles_in
+from server.release.roots import Expiry, Roles, draft_root, roles_in, sign_root
 from server.release.standing import keys_of, standing
-from server.release.succession import Change, draft
+from server.release.succession import MAX_BYTES, Change, draft
 from tests.client.device_fixtures import (
     APPROVER,
     COORDINATOR,
@@ -35,6 +37,7 @@ from tests.client.device_fixtures import (
     contents,
     kill_at_every_write,
 )
+from tests.server.test_release_repository import TARGETS_WITH_MORE, add_to
 
 NEW, NEWER = (SigningKey.from_seed(bytes([number]) * 32) for number in (8, 9))
 FIRST = Recipe(version=1)
@@ -63,7 +66,7 @@ def world(tmp_path: Path) -> World:
 
 
 def changed(
-    repository: Repository,
+    repository: Published,
     party: str,
     signers: Sequence[SigningKey],
     *,
@@ -75,7 +78,7 @@ def changed(
     speaks = revoked and party == "coordinator"
     change = draft(repository, party, new.public, NOW, revoked=revoked, speaks=speaks)
     for signer in signers:
-        change = change.signed_by(signer)
+        change = change.signed_by(signer, NOW)
     return change
 
 
@@ -139,7 +142,7 @@ def test_a_coordinator_with_a_key_for_releases_alone_goes_on_signing_statements_
     signers = [APPROVER, RECOVERY, NEWER]
     change = draft(world.repository, "coordinator", NEWER.public, NOW, revoked=True)
     for signer in signers:
-        change = change.signed_by(signer)
+        change = change.signed_by(signer, NOW)
     put_in_force(world, change, [COORDINATOR, NEWER])
     assert roles_in(world.repository.root).speaker == COORDINATOR.public
     assert update(world.home, NOW).version == 1
@@ -159,7 +162,7 @@ def test_copies_that_parties_signed_apart_are_one_change(world: World, tmp_path:
     copies = []
     for number, signer in enumerate([COORDINATOR, APPROVER, NEW]):
         unsigned.write(tmp_path / f"{number}")
-        Change.read(tmp_path / f"{number}").signed_by(signer).write(tmp_path / f"{number}s")
+        Change.read(tmp_path / f"{number}").signed_by(signer, NOW).write(tmp_path / f"{number}s")
         copies.append(Change.read(tmp_path / f"{number}s"))
     assert all(copy.missing() for copy in copies)
     whole = copies[0].joined(copies[1]).joined(copies[2])
@@ -277,7 +280,7 @@ def test_the_federations_own_key_is_revoked_by_another_federation_alone(world: W
 def test_whose_signature_would_not_count_is_told_so(world: World, signer: SigningKey) -> None:
     change = changed(world.repository, "approver", [], revoked=True)
     with pytest.raises(TrustError) as caught:
-        change.signed_by(signer)
+        change.signed_by(signer, NOW)
     assert caught.value.code == "not-asked"
 
 
@@ -331,7 +334,7 @@ def test_a_thief_of_one_key_cannot_have_the_others_signed_away(
     roles = Roles(STRANGER.public, APPROVER.public, mine.public)
     fake = Repository.create(tmp_path / "fake", [STRANGER, mine], roles, NOW)
     crafted = draft(fake, "approver", NEW.public, NOW)
-    crafted.signed_by(APPROVER)  # by itself nothing is wrong with it
+    crafted.signed_by(APPROVER, NOW)  # by itself nothing is wrong with it
     genuine = draft(world.repository, "approver", NEW.public, NOW)
     trusted = (world.home.path / "root.json").read_bytes()
     with pytest.raises(TrustError) as caught:
@@ -351,6 +354,90 @@ def replace_files(
 ) -> dict[str, bytes]:
     files = {"root.json": root, "targets.json": targets, "1.root.json": former}
     return {name: data for name, data in files.items() if data}
+
+
+@pytest.mark.parametrize("party", ["coordinator", "approver"])
+def test_a_change_that_was_drafted_without_what_is_published_is_not_put_in_force(
+    world: World, party: str
+) -> None:
+    """On a copy of the roots alone: under the new root nothing that is published would verify."""
+    copy = world.path / "copy" / "metadata"
+    copy.mkdir(parents=True)
+    shutil.copy(world.repository.path / "metadata" / "1.root.json", copy)
+    signers = dict(REVOCATIONS)[party]
+    change = changed(Published(copy.parent), party, signers, revoked=True)
+    assert (change.targets, change.missing()) == (None, [])
+    before = contents(world.repository.path)
+    with pytest.raises(TrustError) as caught:
+        change.commit(world.repository, [COORDINATOR, NEW], NOW)
+    assert caught.value.code == "root-moved"
+    assert contents(world.repository.path) == before
+    # The recovery key signs no targets, so a change of it needs none.
+    other = changed(Published(copy.parent), *ROTATIONS[2])
+    put_in_force(world, other, [COORDINATOR])
+    assert not update(world.home, NOW).installed
+
+
+def test_more_than_the_next_version_of_what_is_published_is_not_read(world: World) -> None:
+    change = changed(world.repository, "approver", [])
+    for what in TARGETS_WITH_MORE:
+        targets = Metadata[Targets].from_bytes(change.targets)
+        add_to(targets, what)
+        with pytest.raises(TrustError, match="something else"):
+            replace(change, targets=targets.to_bytes())
+
+
+@pytest.mark.parametrize("days", [-1, 0, 3 * 365 + 2])
+def test_a_root_or_targets_that_end_at_another_time_are_not_signed(world: World, days: int) -> None:
+    drafted = changed(world.repository, "approver", [COORDINATOR, APPROVER, NEW])
+    early = Expiry(root=days * DAY)
+    crooked = replace(drafted, root=draft_root(drafted.after, NOW, early, version=2))
+    targets = Metadata[Targets].from_bytes(drafted.targets)
+    targets.signed.expires = NOW + days * DAY
+    before = contents(world.repository.path)
+    for change in (crooked, replace(drafted, targets=targets.to_bytes())):
+        with pytest.raises(TrustError) as caught:
+            change.signed_by(APPROVER, NOW)
+        assert caught.value.code == "wrong-expiry"
+    for key in (COORDINATOR, APPROVER, NEW):
+        crooked = replace(crooked, root=sign_root(crooked.root, key))
+    with pytest.raises(TrustError) as caught:
+        crooked.commit(world.repository, [COORDINATOR], NOW)
+    assert caught.value.code == "wrong-expiry"
+    assert contents(world.repository.path) == before
+
+
+def test_a_copys_invalid_signature_takes_no_valid_ones_place(world: World) -> None:
+    whole = changed(world.repository, *ROTATIONS[1])
+    root = Metadata[Root].from_bytes(whole.root)
+    for signature in root.signatures.values():
+        signature.signature = "00" * 64
+    spoilt = replace(whole, root=root.to_bytes())
+    assert spoilt.missing()
+    for joined in (whole.joined(spoilt), spoilt.joined(whole)):
+        assert joined.missing() == []
+
+
+@pytest.mark.parametrize("name", ["change.json", "1.root.json", "targets.json"])
+def test_a_pipe_a_link_or_a_giant_in_a_change_is_refused_at_once(
+    world: World, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "carried"
+    changed(world.repository, "approver", []).write(folder)
+    whole = (folder / name).read_bytes()
+    (tmp_path / "elsewhere").write_bytes(whole)
+    for spoil in (
+        os.mkfifo,
+        Path.mkdir,
+        lambda file: file.symlink_to(tmp_path / "elsewhere"),
+        lambda file: (file.touch(), os.truncate(file, MAX_BYTES)),
+    ):
+        (folder / name).unlink(missing_ok=True)
+        spoil(folder / name)
+        with pytest.raises(InputError):
+            Change.read(folder)
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            (folder / name).rmdir()
 
 
 def test_copies_of_different_changes_are_not_joined(world: World) -> None:
