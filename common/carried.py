@@ -35,9 +35,10 @@ class Carried:
     def read(self, name: str) -> bytes:
         file = self.path / name
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(f"{file} is not a plain file")
         with os.fdopen(handle, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OSError(f"{file} is not a plain file")
             data = stream.read(self._left + 1)
         if len(data) > self._left:
             raise InputError(
