@@ -41,7 +41,12 @@ def roll_back(home: DeviceHome, now: datetime) -> Outcome:
         try:
             files = slots.read(home, before)
             candidate = verify.verify(
-                files, home.policy, home.keys(), floor=before.version, name=pointer.name
+                files,
+                home.policy,
+                home.keys(),
+                successors=home.successors,
+                floor=before.version,
+                name=pointer.name,
             )
         except TrustError as error:
             refuse(home, now, before.name, before.version, error)

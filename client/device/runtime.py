@@ -38,9 +38,9 @@ def installed(home: DeviceHome) -> Candidate:
         files,
         home.policy,
         home.keys(),
+        successors=home.successors,
         floor=pointer.version,
         name=pointer.name,
-        successors=home.successors,
         known=pointer.sealed,
     )
 

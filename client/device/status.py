@@ -56,7 +56,14 @@ class Status:
             if (current := slots.current(home)) is not None:
                 pointer, files = slots.load(home)
                 files |= slots.read(home, pointer.release, [WEIGHTS])
-                model = verify(files, policy, home.keys(), floor=pointer.version, name=pointer.name)
+                model = verify(
+                    files,
+                    policy,
+                    home.keys(),
+                    successors=home.successors,
+                    floor=pointer.version,
+                    name=pointer.name,
+                )
         except PrivetError as error:
             damage = error.message
         since = [

@@ -118,9 +118,9 @@ def _update(
         offered,
         home.policy,
         home.keys(),
+        successors=home.successors,
         floor=max((one.version for one in past), default=0),
         name=past[-1].name if past else None,
-        successors=home.successors,
     )
     release = candidate.digests[verify.RELEASE]
     _check_same(past, candidate.version, release)

@@ -79,9 +79,9 @@ def verify(
     policy: DevicePolicy,
     keys: Iterable[PublicKey],
     *,
+    successors: Callable[[], Mapping[str, str]],
     floor: int = 0,
     name: str | None = None,
-    successors: Callable[[], Mapping[str, str]] = dict,
     known: Mapping[str, str] | None = None,
 ) -> Candidate:
     """Check a release in full.
@@ -89,10 +89,10 @@ def verify(
     Args:
         files: exactly the files of a release; without the weights if their digest is ``known``.
         keys: public keys from anywhere; only those whose fingerprints the policy names count.
-        floor: the least version that may be accepted.
-        name: the model that this device runs; None if it has none yet.
         successors: gives fingerprints that may count in a signer's place, each with the signer's;
             asked only if too few of the signers themselves have signed.
+        floor: the least version that may be accepted.
+        name: the model that this device runs; None if it has none yet.
         known: SHA-256, by name, of files that were verified before and authenticated since.
 
     Raises:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from client.device.home import DeviceHome
+from client.device.rollback import roll_back
 from client.device.runtime import Predictor
+from client.device.status import Status
 from client.device.succession import successors
 from client.device.updater import update
 from common.bundle import Trust
@@ -89,6 +91,19 @@ def test_an_owner_who_follows_the_root_gets_the_successors_release(world: World)
     with pytest.raises(TrustError) as caught:
         Predictor.load(world.home)
     assert caught.value.code == "successor"
+
+
+def test_a_device_that_follows_the_root_is_whole_and_can_go_back_to_a_successors_release(
+    world: World,
+) -> None:
+    follow(world.home)
+    for version in (3, 4):
+        publish(world, version, (COORDINATOR, NEW), [COORDINATOR, NEW])
+        assert update(world.home, NOW).version == version
+    assert Status.of(world.home).wrong == ()
+    assert roll_back(world.home, NOW).version == 3
+    assert Predictor.load(world.home).version == 3
+    assert Status.of(world.home).wrong == ()
 
 
 def test_an_owner_who_names_the_new_key_needs_no_root_for_it(world: World) -> None:

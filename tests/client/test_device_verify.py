@@ -42,7 +42,7 @@ FILES = RECIPE.files()
 
 
 def check(files: dict[str, bytes], **changes: object) -> Candidate:
-    return verify(files, replace(POLICY, **changes), KEYS)
+    return verify(files, replace(POLICY, **changes), KEYS, successors=dict)
 
 
 def refused(files: dict[str, bytes], **changes: object) -> TrustError:
@@ -118,8 +118,8 @@ def test_a_statement_without_both_signers_is_refused(signers) -> None:
 
 def test_a_key_counts_by_its_fingerprint_wherever_it_came_from() -> None:
     with pytest.raises(TrustError):
-        verify(FILES, POLICY, [STRANGER.public])
-    assert verify(FILES, POLICY, reversed(KEYS)).version == 7
+        verify(FILES, POLICY, [STRANGER.public], successors=dict)
+    assert verify(FILES, POLICY, reversed(KEYS), successors=dict).version == 7
 
 
 def test_a_statement_of_another_type_is_refused() -> None:
@@ -173,9 +173,9 @@ def test_the_owners_limits_are_inclusive() -> None:
 
 
 def test_a_version_below_the_floor_is_refused() -> None:
-    assert verify(FILES, POLICY, KEYS, floor=7).version == 7
+    assert verify(FILES, POLICY, KEYS, successors=dict, floor=7).version == 7
     with pytest.raises(TrustError) as caught:
-        verify(FILES, POLICY, KEYS, floor=8)
+        verify(FILES, POLICY, KEYS, successors=dict, floor=8)
     assert caught.value.code == "rollback"
 
 

@@ -48,7 +48,9 @@ Out = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(verify(RECIPE.files(), POLICY, (COORDINATOR.public, APPROVER.public)))
+    return Predictor(
+        verify(RECIPE.files(), POLICY, (COORDINATOR.public, APPROVER.public), successors=dict)
+    )
 
 
 @pytest.fixture(scope="module")

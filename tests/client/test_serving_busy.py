@@ -29,7 +29,9 @@ class Slow(Predictor):
 
     def __init__(self, version: int) -> None:
         files = Recipe(version=version).files()
-        super().__init__(verify(files, POLICY, (COORDINATOR.public, APPROVER.public)))
+        super().__init__(
+            verify(files, POLICY, (COORDINATOR.public, APPROVER.public), successors=dict)
+        )
         self.gate, self.entered = threading.Event(), threading.Semaphore(0)
         self.batches: list[int] = []
 
