@@ -105,6 +105,8 @@ def _update(
     with typed_errors(), durable.disk_errors(home.path):
         targets, seen = refresh(home, source, reference, floor)
         floor = _raised(floor, seen, int(reference.timestamp()))
+        if pointer and healthy:  # the last switch may have been killed before it was noted
+            floor = replace(floor, running=pointer.version)
         if pointer and healthy and _digests(targets) == pointer.digests:
             home.raise_floor(floor)
             return Outcome(False, pointer.name, pointer.version, notice)

@@ -162,7 +162,9 @@ def test_killed_at_any_write_of_going_back_one_of_the_two_runs(world: World) -> 
             roll_back(home, LATER)
         assert runs(home) == 1
         assert not Status.of(home).wrong
-        assert home.floor.version == 2
+        assert (home.floor.version, home.floor.running) == (2, 1)
+        assert not update(home, LATER).installed
+        assert home.floor.running == 1
     assert switched == sorted(switched)
     assert not switched[0]
     assert switched[-1]

@@ -68,6 +68,7 @@ def test_killed_at_any_write_of_an_update_the_old_or_the_new_release_loads(world
         assert not status.wrong  # the log is a chain, and the weights are whole too
         assert status.floor.version == 2 if switched[-1] else status.floor.running == 1
         assert update(home, NOW).version == 2
+        assert home.floor.running == 2  # so that no older copy of the directory runs again
         assert is_answer_of(SECOND, answers(home))
         assert not [name for name in contents(home.path) if ".tmp" in name or "staging" in name]
     assert switched == sorted(switched)
@@ -85,6 +86,7 @@ def test_killed_at_any_write_of_the_first_update_the_next_one_installs(tmp_path:
             with pytest.raises(OperationError, match="no model"):
                 Predictor.load(home)
         assert update(home, NOW).version == 1
+        assert home.floor.running == 1
         assert is_answer_of(FIRST, answers(home))
 
 
