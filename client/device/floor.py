@@ -93,6 +93,8 @@ def read(identity: Identity) -> Floor:
         data = (identity.path / FILE).read_bytes()
     except FileNotFoundError:
         return Floor()
+    except OSError as error:
+        raise _untrusted(identity, error.strerror) from error
     try:
         document = decode(data)
         signature = b64(document.pop("signature", None))
@@ -103,12 +105,7 @@ def read(identity: Identity) -> Floor:
             raise TrustError("its signature is not this device's")
         return _parse(document)
     except (CanonicalError, InputError, TrustError) as error:
-        raise TrustError(
-            f"{identity.path / FILE} cannot be trusted: {error}",
-            hint="restore it from nowhere: find out who changed it; to start anew, enrol the "
-            "device with another key directory",
-            code="floor-damaged",
-        ) from error
+        raise _untrusted(identity, error) from error
 
 
 def write(identity: Identity, floor: Floor) -> None:
@@ -124,6 +121,15 @@ def write(identity: Identity, floor: Floor) -> None:
 def exists(keys: Path) -> bool:
     """Whether a device with these keys has come anywhere yet."""
     return (keys / FILE).exists()
+
+
+def _untrusted(identity: Identity, why: object) -> TrustError:
+    return TrustError(
+        f"{identity.path / FILE} cannot be trusted: {why}",
+        hint="restore it from nowhere: find out who changed it; to start anew, enrol the device "
+        "with another key directory",
+        code="floor-damaged",
+    )
 
 
 def _parse(document: Json) -> Floor:

@@ -223,9 +223,14 @@ class DeviceHome:
 
     @property
     def policy(self) -> DevicePolicy:
-        """The owner's terms, read afresh: a stricter policy holds from the next call on."""
+        """The owner's terms, read afresh: a stricter policy holds from the next call on.
+
+        Raises:
+            PlanError: they say something that a policy cannot.
+            TrustError: the file cannot be read.
+        """
         file = self.path / "policy.json"
-        return DevicePolicy.decode(file.read_bytes(), str(file))
+        return DevicePolicy.decode(_read(file), str(file))
 
     @cached_property
     def identity(self) -> Identity:
@@ -268,8 +273,8 @@ class DeviceHome:
 
     @cached_property
     def root(self) -> bytes:
-        """The root metadata of enrolment."""
-        return (self.path / "root.json").read_bytes()
+        """The root metadata of enrolment; :class:`TrustError` if they cannot be read."""
+        return _read(self.path / "root.json")
 
     def keys(self) -> tuple[PublicKey, ...]:
         """Public keys found in the enrolled root and its successors.
@@ -278,20 +283,29 @@ class DeviceHome:
         """
         history = sorted((self.tuf / "root_history").glob("*.root.json"))
         found: dict[PublicKey, None] = {}
-        for data in (self.root, *(file.read_bytes() for file in history)):
+        for data in (self.root, *map(_read, history)):
             found.update(dict.fromkeys(_keys_of(data)))
         return tuple(found)
 
     def successors(self) -> dict[str, str]:
         """Keys that took a signer's place in a root: see :mod:`client.device.succession`."""
-        roots = (file.read_bytes() for file in (self.tuf / "root_history").glob("*.root.json"))
-        return successors((self.root, *roots), self.policy.signers)
+        history = (self.tuf / "root_history").glob("*.root.json")
+        return successors((self.root, *map(_read, history)), self.policy.signers)
 
     @property
     def authority(self) -> str | None:
-        """The authority for the repository's address, PEM; None: this machine's."""
+        """The authority for the repository's address, PEM; None: this machine's.
+
+        Raises:
+            TrustError: the file cannot be read, or is no PEM.
+        """
         file = self.path / AUTHORITY
-        return file.read_text("ascii") if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return _read(file).decode("ascii")
+        except UnicodeDecodeError as error:
+            raise _damaged(f"{file} is not PEM") from error
 
     def set_policy(self, policy: DevicePolicy) -> None:
         """Put other terms of the owner in force; durable."""
@@ -333,6 +347,21 @@ def _is_free(path: Path, given: Mapping[str, bytes]) -> bool:
         or file == path / "device.json"
         or (file.parent == path and file.read_bytes() == given.get(file.name))
         for file in files
+    )
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _damaged(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _damaged(why: str) -> TrustError:
+    return TrustError(
+        f"this device's directory is damaged: {why}",
+        hint="enrol the device again, in a new directory, with the keys that it has",
+        code="damaged",
     )
 
 

@@ -131,6 +131,8 @@ def current(home: DeviceHome) -> Current | None:
         return Current.decode(home.current.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _damaged(f"current.json is unreadable: {error.strerror}") from error
 
 
 def load(home: DeviceHome) -> tuple[Current, dict[str, bytes]]:

@@ -440,6 +440,39 @@ def test_a_device_whose_keys_are_gone_says_so(world: World) -> None:
             work(DeviceHome(world.home.path))
 
 
+@pytest.mark.parametrize("how", ["lost", "unreadable"])
+@pytest.mark.parametrize("name", ["policy.json", "root.json"])
+def test_a_file_of_enrolment_that_cannot_be_read_is_a_refusal_and_no_bug(
+    world: World, name: str, how: str
+) -> None:
+    home = DeviceHome(world.home.path)
+    (home.path / name).unlink()
+    if how == "unreadable":
+        (home.path / name).mkdir()
+    for work in (Predictor.load, lambda home: update(home, NOW)):
+        with pytest.raises(TrustError, match=name) as caught:
+            work(home)
+        assert (caught.value.code, caught.value.exit_code) == ("damaged", 11)
+        assert "enrol the device again" in caught.value.hint
+
+
+def test_what_else_cannot_be_read_is_a_refusal_too(world: World) -> None:
+    home = world.home
+    (home.path / "authority.pem").write_bytes(b"\xff")
+    with pytest.raises(TrustError, match="is not PEM"):
+        _ = home.authority
+    for file, code in (
+        (home.identity.path / "floor.json", "floor-damaged"),
+        (home.current, "damaged"),
+    ):
+        file.unlink()
+        file.mkdir()
+        with pytest.raises(TrustError) as caught:
+            Predictor.load(home)
+        assert caught.value.code == code
+        file.rmdir()
+
+
 def test_a_floor_that_was_changed_lets_nothing_in(world: World) -> None:
     """And is no reason to believe anything: not even the refusal can be chained to it."""
     world.publish(SECOND)
