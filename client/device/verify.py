@@ -126,6 +126,24 @@ def verify(
     )
 
 
+def check_allowed(
+    candidate: Candidate,
+    policy: DevicePolicy,
+    keys: Iterable[PublicKey],
+    successors: Callable[[], Mapping[str, str]],
+) -> None:
+    """Hold what was verified before against the owner's policy of now: signers and limits.
+
+    Raises:
+        TrustError: the policy does not allow it, whatever it allowed then.
+    """
+    files = candidate.files
+    predicate = _check_statement(files[STATEMENT], candidate.digests, policy, keys, successors)
+    release = _Release.read(files[RELEASE])
+    _check_owners_floor(release, policy)
+    _check_policy(release, predicate, policy)
+
+
 def label(data: bytes) -> tuple[str | None, int | None]:
     """Name and version that a ``release.json`` claims, for a log; (None, None) if unreadable."""
     try:

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.device.serving import EXPERIMENTS
 from client.device.serving.core import Call, CoreServer
-from client.device.serving.health import Health
+from client.device.serving.health import WATCH, Health
 
 PATH = "/test.Service/Method"
 SECONDS = 20.0
@@ -49,6 +49,8 @@ def served(
     folder: Path,
     *,
     most: int = 4,
+    watchers: int = 4,
+    seconds: float = SECONDS,
     admits: Callable[[Any], bool] = lambda _: True,
     grace: float = SECONDS,
     health: Health | None = None,
@@ -59,6 +61,9 @@ def served(
         {PATH: place.handle, **(health.handlers() if health else {})},
         options=[("grpc.max_receive_message_length", 1000)],
         most=most,
+        streams=(WATCH,),
+        most_streams=watchers,
+        seconds=seconds,
         pending=lambda: False,
         idle=lambda: None,
         admits=admits,
@@ -190,6 +195,50 @@ def test_what_is_not_one_message_to_a_method_is_refused(tmp_path: Path) -> None:
         assert place.seen == []
         two = channel.stream_unary(PATH).future(iter((b"echo", b"more")), timeout=SECONDS)
         assert two.result() == b"echo"
+
+
+def test_calls_that_send_nothing_do_not_keep_their_places(tmp_path: Path) -> None:
+    with served(tmp_path, most=3, seconds=0.3) as place, asking(place) as ask:
+        ending = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            ending.wait(SECONDS)
+            yield from ()
+
+        with grpc.insecure_channel(place.target) as channel:
+            method = channel.stream_unary(PATH)
+            silent = [method.future(nothing(), timeout=SECONDS) for _ in range(3)]
+            codes = {status(future) for future in silent}
+            ending.set()
+        assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert place.seen == []
+        later: list[Any] = []
+        while len(later) < 3:  # all of the places are free, once the server has heard of the ends
+            future = ask(b"later")
+            while not future.done() and not place.arrived.acquire(timeout=0.01):
+                continue
+            later += [] if future.done() else [future]
+        assert status(ask(b"echo")) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call, _ in place.seen:
+            assert call.answer(b"done")
+        assert [future.result(SECONDS) for future in later] == [b"done"] * 3
+
+
+def test_whoever_watches_the_health_takes_no_place_from_whoever_asks(tmp_path: Path) -> None:
+    health, request = Health(), health_pb2.HealthCheckRequest()
+    with (
+        grpc.insecure_channel(f"unix:{tmp_path}/socket") as channel,
+        served(tmp_path, most=1, watchers=2, health=health, ending=health.end) as place,
+        asking(place) as ask,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        watching = [stub.Watch(request, timeout=SECONDS) for _ in range(2)]
+        for one in watching:
+            assert next(one).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Watch(request, timeout=SECONDS))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ask(b"echo").result() == b"echo"
 
 
 def test_a_caller_that_leaves_is_noticed_and_its_place_is_free_again(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.device.serving import open_inference_pb2 as oip
 from client.device.updater import update
-from tests.client.device_fixtures import NOW, RECORDS, Recipe, World
+from tests.client.device_fixtures import NOW, POLICY, RECORDS, Recipe, World
 from tests.client.serving_fixtures import (
     MODEL,
     Serving,
@@ -361,3 +362,22 @@ def test_a_release_that_was_altered_on_disk_does_not_take_over(world: World) -> 
             if refused in page:
                 return
         raise AssertionError("the altered release was never looked at")
+
+
+def test_a_stricter_policy_stops_the_service_and_an_older_one_brings_it_back(world: World) -> None:
+    with served(world.home) as serving, grpc.insecure_channel(serving.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        watched = stub.Watch(request, timeout=20)
+        assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
+        world.home.set_policy(replace(POLICY, greatest_epsilon=1.0))
+        assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        error = refusal(channel, infer())
+        assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert not call(channel, "ServerReady", oip.ServerReadyRequest()).ready
+        assert not call(channel, "ModelReady", oip.ModelReadyRequest(name=MODEL)).ready
+        again = stub.Watch(request, timeout=20)
+        assert next(again).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        world.home.set_policy(POLICY)
+        assert next(again).status == health_pb2.HealthCheckResponse.SERVING
+        assert call(channel, "ModelInfer", infer()).model_version == "1"

@@ -1,8 +1,10 @@
 """How are calls taken from gRPC's core, one thread for all of them? Messages in, messages out.
 
 The rules: a call is refused before its message is read if it may not be made, and what it is
-refused with is fixed text. Each call is answered or refused once, by whichever thread comes first.
-Whoever handles a call gives the thread back at once, and answers then or later.
+refused with is fixed text. A call whose message does not come in time is refused, and streams that
+stay open have places of their own, so neither keeps a place from whoever asks. Each call is
+answered or refused once, by whichever thread comes first. Whoever handles a call gives the thread
+back at once, and answers then or later.
 
 ``grpc.aio`` and the thread pools of ``grpc.server`` hand each call between threads several times,
 which costs three to four times what the call itself does. This module uses the part of grpcio below
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -111,6 +113,9 @@ class CoreServer:
         handlers: by path, ``/package.Service/Method``; called with each whole message.
         options: of gRPC's core.
         most: calls under way at once; one more is refused.
+        streams: paths of the handlers that leave their calls open.
+        most_streams: of their calls, which do not count as under way; one more is refused.
+        seconds: from the beginning of a call, in which its message has to come.
         pending: whether something waits until the server is idle: more events are handled first.
         idle: called when there are none, and every :data:`TICK_SECONDS`.
         admits: whether a call with this metadata may be made.
@@ -122,17 +127,23 @@ class CoreServer:
         *,
         options: Sequence[tuple[str, int]],
         most: int,
+        streams: Collection[str] = (),
+        most_streams: int = 0,
+        seconds: float = 30.0,
         pending: Callable[[], bool],
         idle: Callable[[], None],
         admits: Callable[[Metadata], bool] = lambda _: True,
     ) -> None:
         self._handlers = {path.encode(): handler for path, handler in handlers.items()}
         self._most, self._admits = most, admits
+        self._streams = frozenset(path.encode() for path in streams)
+        self._most_streams, self._seconds = most_streams, seconds
         self._pending, self._idle = pending, idle
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options), False)
         self._server.register_completion_queue(self._queue)
-        self._under_way = 0
+        self._under_way = self._open = 0
+        self._silent: dict[Call, float] = {}  # until when their messages have to come, oldest first
         self._stopped = False
 
     def listen(self, address: str) -> int:
@@ -171,6 +182,7 @@ class CoreServer:
         handled = 1
         while handled < self._most and self._pending() and self._handle(_WITHOUT_WAITING):
             handled += 1
+        self._refuse_silent()
         self._idle()
 
     def _handle(self, deadline: float) -> bool:
@@ -190,12 +202,19 @@ class CoreServer:
         if not event.success:
             return  # the server is shutting down
         self._ask()
-        call = Call(event.call, event.call_details.deadline, self._end)
-        self._under_way += 1
-        handler = self._handlers.get(event.call_details.method)
+        details = event.call_details
+        stream = details.method in self._streams
+        call = Call(event.call, details.deadline, self._close if stream else self._end)
+        if stream:
+            self._open += 1
+            too_many = self._open > self._most_streams
+        else:
+            self._under_way += 1
+            too_many = self._under_way > self._most
+        handler = self._handlers.get(details.method)
         if not self._admits(event.invocation_metadata):
             call.refuse(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")
-        elif self._under_way > self._most:
+        elif too_many:
             call.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are under way")
         elif handler is None:
             call.refuse(grpc.StatusCode.UNIMPLEMENTED, "there is no such method here")
@@ -204,13 +223,27 @@ class CoreServer:
 
     def _read(self, core: Any, call: Call, handler: Handler) -> None:
         def read(event: Any) -> None:
+            self._silent.pop(call, None)
             message = event.batch_operations[0].message()
             if message is None:  # the caller is gone, or sent none, or too much
                 call.refuse(grpc.StatusCode.UNIMPLEMENTED, "exactly one message is expected")
             else:
                 handler(call, message)
 
+        self._silent[call] = time.monotonic() + self._seconds
         core.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), read)
+
+    def _refuse_silent(self) -> None:
+        now = time.monotonic()
+        while self._silent:
+            call, until = next(iter(self._silent.items()))
+            if until > now:
+                return
+            del self._silent[call]
+            call.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "no message has come in time")
+
+    def _close(self) -> None:
+        self._open -= 1
 
     def _end(self) -> None:
         self._under_way -= 1

@@ -1,6 +1,8 @@
 """Is the service there? The standard health check of gRPC, ``grpc.health.v1.Health``.
 
-The rule: it says the same about the server and about its one service: serving, until it stops.
+The rule: it says the same about the server and about its one service: serving, until it stops or
+the model is withdrawn. A stream of whoever watches ends with each change, after saying it: so it
+never holds more than two messages, whether they are read or not.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from grpc_health.v1 import health_pb2 as health
 from client.device.serving.core import Call, Handler
 
 _PREFIX = "/grpc.health.v1.Health"
+WATCH = f"{_PREFIX}/Watch"
 _SERVING = health.HealthCheckResponse.SERVING
 _NOT_SERVING = health.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """Answers for services that are all well, or all ending."""
+    """Answers for services that are all well, or none of them."""
 
     def __init__(self, *services: str) -> None:
         self._services = frozenset(("", *services))
@@ -27,11 +30,21 @@ class Health:
 
     def handlers(self) -> dict[str, Handler]:
         """What a server is given, by path."""
-        return {f"{_PREFIX}/Check": self._check, f"{_PREFIX}/Watch": self._watch}
+        return {f"{_PREFIX}/Check": self._check, WATCH: self._watch}
+
+    def says(self, *, serving: bool) -> None:
+        """From now on all are well or none is; everybody who watches is told if that is new."""
+        status = _SERVING if serving else _NOT_SERVING
+        if status == self._status:
+            return
+        self._status = status
+        for call in self._watching:
+            call.answer(_said(status))
+        self._watching.clear()
 
     def end(self) -> None:
-        """Tell everybody who watches that it is over."""
-        self._status = _NOT_SERVING
+        """It is over: nobody is left watching."""
+        self.says(serving=False)
         for call in self._watching:
             call.answer(_said(_NOT_SERVING))
         self._watching.clear()

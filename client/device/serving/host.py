@@ -3,15 +3,14 @@
 The rules: it listens on a Unix socket that only its owner can open, or on the loopback address
 where every call needs a token, and nowhere else. One process serves a device at a time. A release
 that is installed meanwhile is verified like any other and takes over between two requests; one that
-does not verify is refused, and the model in use stays. SIGTERM and SIGINT end it after the requests
-under way.
+does not verify is refused, and the model in use stays, unless the owner's policy of now refuses it:
+then nothing answers until one is allowed. SIGTERM and SIGINT end it after the requests under way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
 import queue
 import secrets
@@ -22,16 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.device.home import DeviceHome
-from client.device.runtime import Predictor
+from client.device.runtime import Predictor, installed
 from client.device.serving.core import CoreServer
-from client.device.serving.health import Health
+from client.device.serving.health import WATCH, Health
+from client.device.serving.lookout import Lookout, Verdict, stamp
 from client.device.serving.numbers import Numbers
 from client.device.serving.service import SERVICE, InferenceService, Limits, brings
 from common import durable
-from common.errors import InputError, OperationError, PrivetError
+from common.errors import InputError, OperationError
 from common.exposition import serving
-
-log = logging.getLogger("privet.device")
 
 LONGEST_SOCKET = 107  # bytes of a path, by the kernel's sockaddr_un
 GRACE_SECONDS = 5.0
@@ -95,22 +93,22 @@ def serve(
         f"another process serves {home.path}", hint="stop that one first", code="busy"
     )
     with durable.exclusively(folder, busy):
-        loaded = _stamp(home)  # before the load: what is installed meanwhile is newer
-        predictor = Predictor.load(home)
+        seen = stamp(home)  # before the load: what is installed meanwhile is newer
+        model = installed(home)
         numbers = Numbers()
+        lookout = Lookout(home, seen, model, lambda: numbers.swapped("refused"))
         with serving(numbers.text, listen.metrics) as metrics:
-            host = _Host(home, folder, limits or Limits(), numbers, version, loaded)
-            host.run(predictor, listen, metrics, ready)
+            host = _Host(folder, limits or Limits(), numbers, version, lookout)
+            host.run(Predictor(model), listen, metrics, ready)
 
 
 @dataclass
 class _Host:
-    home: DeviceHome
     folder: Path
     limits: Limits
     numbers: Numbers
     version: str
-    loaded: tuple[int, int] | None
+    lookout: Lookout
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(
@@ -130,6 +128,9 @@ class _Host:
             {**service.handlers(), **states.handlers()},
             options=self._options(predictor),
             most=self.limits.requests,
+            streams=(WATCH,),
+            most_streams=self.limits.watchers,
+            seconds=self.limits.seconds,
             pending=service.pending,
             idle=service.flush,
             admits=brings(token.read_text()) if token else lambda _: True,
@@ -138,7 +139,7 @@ class _Host:
         gc.collect()
         gc.freeze()  # the model and all modules stay: no need to look through them again and again
         server.start()
-        found: queue.SimpleQueue[Predictor] = queue.SimpleQueue()
+        found: queue.SimpleQueue[Predictor | None] = queue.SimpleQueue()
         watch = threading.Thread(target=self._watch, args=(found,), name="privet-watch")
         watch.start()
         try:
@@ -146,8 +147,7 @@ class _Host:
             while not self._stop.is_set():
                 server.turn()
                 with contextlib.suppress(queue.Empty):
-                    service.serve(found.get_nowait())
-                    self.numbers.swapped("accepted")
+                    self._change(service, states, found.get_nowait())
         finally:
             self._stop.set()
             states.end()
@@ -162,7 +162,7 @@ class _Host:
         return [
             ("grpc.max_receive_message_length", largest),
             ("grpc.max_metadata_size", _METADATA_BYTES),
-            ("grpc.max_concurrent_streams", self.limits.requests),
+            ("grpc.max_concurrent_streams", self.limits.requests + self.limits.watchers),
             ("grpc.so_reuseport", 0),
         ]
 
@@ -190,26 +190,24 @@ class _Host:
             os.umask(before)
         return f"unix:{socket}"
 
-    def _watch(self, found: queue.SimpleQueue[Predictor]) -> None:
-        """Load what is installed meanwhile."""
-        seen = self.loaded
+    def _change(
+        self, service: InferenceService, states: Health, predictor: Predictor | None
+    ) -> None:
+        if predictor is None:
+            service.withdraw()
+        else:
+            service.serve(predictor)
+        states.says(serving=predictor is not None)
+        self.numbers.swapped("accepted" if predictor else "withdrawn")
+
+    def _watch(self, found: queue.SimpleQueue[Predictor | None]) -> None:
+        """Give what has to answer from now on; None: nothing may."""
         while not self._stop.wait(WATCH_SECONDS):
-            if (now := _stamp(self.home)) == seen:
-                continue
-            seen = now
-            try:
-                found.put(Predictor.load(self.home))
-            except PrivetError as error:
-                log.warning("the model that was installed is refused: %s", error)
-                self.numbers.swapped("refused")
-
-
-def _stamp(home: DeviceHome) -> tuple[int, int] | None:
-    try:
-        status = home.current.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+            seen = self.lookout.look()
+            if seen is Verdict.WITHDRAWN:
+                found.put(None)
+            elif isinstance(seen, Predictor):
+                found.put(seen)
 
 
 def _token(file: Path) -> Path:

@@ -25,7 +25,7 @@ class Numbers:
         self._seconds = 0.0
         self._batches = self._records = 0
         self._model = ("", 0)
-        self._swaps: Counter[str] = Counter({"accepted": 0, "refused": 0})
+        self._swaps: Counter[str] = Counter({"accepted": 0, "refused": 0, "withdrawn": 0})
 
     def answered(self, method: str, code: str, seconds: float) -> None:
         """A call has ended with a gRPC status code."""
@@ -46,8 +46,15 @@ class Numbers:
         with self._lock:
             self._model = (name, version)
 
+    def serves_none(self) -> None:
+        """No model answers from now on; its version is given as 0."""
+        self.serves("", 0)
+
     def swapped(self, outcome: str) -> None:
-        """A model that was installed meanwhile was ``accepted`` or ``refused``."""
+        """A model that was installed meanwhile was ``accepted`` or ``refused``.
+
+        Or the one in use was ``withdrawn`` by the device's owner.
+        """
         with self._lock:
             self._swaps[outcome] += 1
 
@@ -63,7 +70,7 @@ class Numbers:
             for index, bound in enumerate((*map(str, BUCKETS), "+Inf")):
                 times.append(("_bucket", {"le": bound}, sum(self._times[: index + 1])))
             times += [("_sum", {}, self._seconds), ("_count", {}, sum(self._times))]
-            model: Samples = [("", {"name": name, "version": str(version)}, 1)]
+            model: Samples = [("", {"name": name, "version": str(version)}, 1)] if name else []
             ran: Samples = [("_sum", {}, self._records), ("_count", {}, self._batches)]
             return "".join(
                 (
@@ -89,7 +96,7 @@ class Numbers:
                     family(
                         "privet_device_model_swaps_total",
                         "counter",
-                        "Models that were installed while this process served.",
+                        "Models that were installed, or withdrawn, while this process served.",
                         by("outcome", self._swaps),
                     ),
                     family(

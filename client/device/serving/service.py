@@ -3,7 +3,7 @@
 The rules: a request that may not be served is refused before the model sees it, with the status
 that gRPC has for the reason. Nothing of a request is logged, and no error repeats what was in it. A
 model is replaced between two requests: each is checked, run and answered by one and the same
-version.
+version. One that the device's owner withdrew answers no more.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ class Limits:
         records: of one request, and of one call of the model, >= 1.
         waiting: records that wait for a call of the model.
         requests: calls under way.
-        seconds: that a request without a deadline of its own may take.
+        watchers: of the health, who stay and are counted apart.
+        seconds: that a request without a deadline of its own may take, and until its message comes.
     """
 
     records: int = 1024
     waiting: int = 16_384
     requests: int = 256
+    watchers: int = 16
     seconds: float = 30.0
 
 
@@ -67,6 +69,7 @@ class InferenceService:
     def __init__(self, limits: Limits, numbers: Numbers, version: str) -> None:
         self._limits, self._numbers, self._version = limits, numbers, version
         self._served: Served | None = None
+        self._withdrawn = False
 
     def serve(self, predictor: Predictor) -> None:
         """Answer with this model from the next request on; what was accepted ends with the old."""
@@ -77,8 +80,16 @@ class InferenceService:
             waiting=self._limits.waiting,
             ran=self._numbers.ran,
         )
-        self._served = Served(predictor, batches)
+        self._served, self._withdrawn = Served(predictor, batches), False
         self._numbers.serves(predictor.name, predictor.version)
+        if before is not None:
+            before.batches.retire()
+
+    def withdraw(self) -> None:
+        """Answer with no model from the next request on; what was accepted ends with the old."""
+        before, self._served = self._served, None
+        self._withdrawn = True
+        self._numbers.serves_none()
         if before is not None:
             before.batches.retire()
 
@@ -197,6 +208,10 @@ class InferenceService:
 
     def _find(self, name: str, version: str) -> Served:
         served = self._served
+        if self._withdrawn:
+            raise _Refused(
+                grpc.StatusCode.FAILED_PRECONDITION, "the device's owner does not allow the model"
+            )
         if served is None:
             raise _Refused(grpc.StatusCode.UNAVAILABLE, "no model is ready")
         if name != served.predictor.name:
