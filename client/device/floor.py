@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from client.device.identity import Identity
 from common import durable
@@ -42,6 +41,8 @@ class Floor:
         timestamp, timestamp_digest, timestamp_keys: version of the newest TUF timestamp, SHA-256 of
             what is signed in it, and of the ids of the keys that sign timestamps.
         decisions, head: how many decisions there are, and the digest of the last one's line.
+        policy: the owner's terms as they were last set, canonical JSON; empty: never. They are
+            replaced, not raised: an owner may become stricter or more generous.
     """
 
     name: str = ""
@@ -55,6 +56,7 @@ class Floor:
     timestamp_keys: str = NOTHING
     decisions: int = 0
     head: str = NOTHING
+    policy: str = ""
 
     def json(self) -> Json:
         return {
@@ -70,6 +72,7 @@ class Floor:
             "timestamp_keys": self.timestamp_keys,
             "decisions": self.decisions,
             "head": self.head,
+            "policy": self.policy,
         }
 
     def accept(self, name: str, version: int, digest: str) -> Floor:
@@ -84,7 +87,7 @@ class Floor:
 
 
 def read(identity: Identity) -> Floor:
-    """The floor; an empty one before the first release.
+    """The floor; an empty one before the first enrolment.
 
     Raises:
         TrustError: it is unreadable, or not this device's.
@@ -118,11 +121,6 @@ def write(identity: Identity, floor: Floor) -> None:
     durable.replace(identity.path / FILE, encode(document), mode=0o600)
 
 
-def exists(keys: Path) -> bool:
-    """Whether a device with these keys has come anywhere yet."""
-    return (keys / FILE).exists()
-
-
 def _untrusted(identity: Identity, why: object) -> TrustError:
     return TrustError(
         f"{identity.path / FILE} cannot be trusted: {why}",
@@ -141,8 +139,11 @@ def _parse(document: Json) -> Floor:
     }
     name = "" if document.get("name") == "" else table.name("name")
     document.pop("name", None)
+    policy = document.pop("policy", "")  # a floor of an earlier build has none
+    if not isinstance(policy, str):
+        raise TrustError("its policy is no text")
     texts = {
         key: table.text(key) for key in ("digest", "timestamp_digest", "timestamp_keys", "head")
     }
     table.done()
-    return Floor(name=name, **texts, **values)  # type: ignore[arg-type]
+    return Floor(name=name, policy=policy, **texts, **values)  # type: ignore[arg-type]

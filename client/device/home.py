@@ -22,7 +22,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -202,7 +202,7 @@ class DeviceHome:
                 code="not-empty",
             )
         identity = Identity.create(place)
-        floor.read(identity)
+        before = floor.read(identity)
         with durable.disk_errors(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             durable.sweep(path)
@@ -218,6 +218,7 @@ class DeviceHome:
         durable.replace(path / "device.json", encode(document))
         for name, data in given.items():
             durable.replace(path / name, data)
+        floor.write(identity, replace(before, policy=policy.encode().decode()))
         durable.replace(path / "policy.json", policy.encode())  # last: from here on it is a device
         return cls(path)
 
@@ -307,9 +308,25 @@ class DeviceHome:
         except UnicodeDecodeError as error:
             raise _damaged(f"{file} is not PEM") from error
 
+    def policy_changes(self) -> tuple[str, ...]:
+        """What ``policy.json`` says otherwise than what was last set, in words; empty: nothing.
+
+        By its owner's hand, or because somebody put an older copy of it back.
+        """
+        noted = self.floor.policy
+        if not noted:
+            return ()
+        then, now = decode(noted.encode()), self.policy.json()
+        return tuple(
+            f"{key} is {_said(now.get(key))}, and was set to {_said(then.get(key))}"
+            for key in sorted({*then, *now})
+            if then.get(key) != now.get(key)
+        )
+
     def set_policy(self, policy: DevicePolicy) -> None:
-        """Put other terms of the owner in force; durable."""
+        """Put these terms of the owner in force, and note that they were set; durable."""
         with self.lock():
+            self.raise_floor(replace(self.floor, policy=policy.encode().decode()))
             durable.replace(self.path / "policy.json", policy.encode())
 
     def repository(self) -> str | Path:
@@ -348,6 +365,10 @@ def _is_free(path: Path, given: Mapping[str, bytes]) -> bool:
         or (file.parent == path and file.read_bytes() == given.get(file.name))
         for file in files
     )
+
+
+def _said(value: object) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _read(file: Path) -> bytes:

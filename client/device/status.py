@@ -29,6 +29,7 @@ class Status:
         model: that release, verified just now; None if it does not verify.
         damage: why it does not; empty: it does, or there is none.
         since: when the device took it, as its log says; empty if that does not say.
+        edited: what the policy says otherwise than what was last set, in plain words.
     """
 
     device: str
@@ -39,6 +40,7 @@ class Status:
     damage: str
     since: str
     history: History
+    edited: tuple[str, ...]
 
     @classmethod
     def of(cls, home: DeviceHome) -> Status:
@@ -82,13 +84,15 @@ class Status:
             damage=damage,
             since=since[-1] if since else "",
             history=history,
+            edited=home.policy_changes(),
         )
 
     @property
     def wrong(self) -> tuple[str, ...]:
         """What its owner should look into, in plain words; empty: nothing."""
         about_log = [f"the log was changed: {what}" for what in self.history.wrong]
-        return (*([self.damage] if self.damage else []), *about_log)
+        about_policy = [f"the policy was changed since it was set: {what}" for what in self.edited]
+        return (*([self.damage] if self.damage else []), *about_log, *about_policy)
 
     @property
     def contact(self) -> str:
@@ -102,6 +106,7 @@ class Status:
             "device": self.device,
             "model": self._model(),
             "policy": self.policy.json(),
+            "policy_changes": list(self.edited),
             "floor": self.floor.version or None,
             "last_contact": self.contact or None,
             "log": {
@@ -140,6 +145,7 @@ class Status:
             *self._claims(),
             *(f"DAMAGED   {self.damage}" for _ in (1,) if self.damage),
             self._accepts(),
+            *(f"POLICY    was changed since it was set: {what}" for what in self.edited),
             self._floor(),
             f"contact   {self.contact or 'no repository was believed yet'}",
             *self._log(),

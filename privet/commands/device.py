@@ -139,7 +139,8 @@ def status_device(
     error = {
         "code": "damaged",
         "message": "; ".join(status.wrong),
-        "hint": "update the device to mend a model; find out who changed a log",
+        "hint": "update the device to mend a model; find out who changed a log or a policy; if it "
+        "was its owner who changed the policy, privet device trust --confirm notes it",
     }
     output.show_wrong(format_, status.json(), lambda: print("\n".join(status.lines())), error)
     raise typer.Exit(EXIT_TRUST)

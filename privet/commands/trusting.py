@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from common.errors import InputError
+from common.errors import InputError, TrustError
 from privet import output
 from privet.commands.options import FormatOption, QuietOption
 from privet.output import Format
@@ -30,6 +30,9 @@ def trust_device(
             help="Let a root that two of three parties signed replace a signer.",
         ),
     ] = None,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="What was changed in policy.json is meant so.")
+    ] = False,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
@@ -40,12 +43,18 @@ def trust_device(
     from common.bundle import Trust
 
     home = DeviceHome(directory)
-    policy = home.policy
+    policy, edited = home.policy, home.policy_changes()
+    if edited and not confirm and (signers is not None or follow_root is not None):
+        raise TrustError(
+            f"the policy was changed since it was set: {'; '.join(edited)}",
+            hint="if its owner did that, add --confirm; else put right what it says first",
+            code="policy-changed",
+        )
     if signers is not None:
         policy = replace(policy, signers=tuple(Trust.read(signers).signers.values()))
     if follow_root is not None:
         policy = replace(policy, follow_root=follow_root)
-    if policy != home.policy:
+    if policy != home.policy or confirm:
         home.set_policy(policy)
     found = home.successors()
     data = {
@@ -53,6 +62,7 @@ def trust_device(
         "threshold": policy.threshold,
         "follow_root": policy.follow_root,
         "successors": found,
+        "policy_changes": list(home.policy_changes()),
     }
 
     def text() -> None:
@@ -62,6 +72,8 @@ def trust_device(
             says = "counts in its place" if policy.follow_root else "does not count"
             print(f"successor  {new}  of {old[:16]}…, {says}")
         print(f"needed     {policy.threshold} of them")
+        for what in home.policy_changes():
+            print(f"CHANGED    since it was set: {what}")
 
     output.show(format_, data, text)
 

@@ -179,7 +179,9 @@ def test_keys_are_made_once_and_only_their_owner_reads_them(device: Identity) ->
 
 def test_a_floor_comes_back_as_it_was_written(device: Identity) -> None:
     assert floor.read(device) == Floor()
-    made = Floor("m", 3, "ab" * 32, 2, 17, 1, 9, "cd" * 32, "ef" * 32, 4, "01" * 32)
+    made = Floor(
+        "m", 3, "ab" * 32, 2, 17, 1, 9, "cd" * 32, "ef" * 32, 4, "01" * 32, '{"threshold":2}'
+    )
     floor.write(device, made)
     assert floor.read(device) == made
     assert oct((device.path / "floor.json").stat().st_mode)[-3:] == "600"

@@ -15,6 +15,7 @@ from client.device.runtime import Predictor
 from client.device.status import Status
 from client.device.updater import Outcome, update
 from common.errors import OperationError, TrustError
+from privet.cli import run
 from tests.client.device_attacks import refused, wipe
 from tests.client.device_fixtures import (
     DAY,
@@ -27,6 +28,7 @@ from tests.client.device_fixtures import (
     decisions,
     kill_at_every_write,
 )
+from tests.privet.test_cli import call
 
 NAME = "clinic-linear"
 LATER = NOW + DAY
@@ -231,3 +233,39 @@ def test_a_new_device_says_that_it_has_nothing_yet(tmp_path: Path) -> None:
     assert lines[0] == "runs      no model yet"
     assert lines[-2:] != lines[:2]
     assert "contact   no repository was believed yet" in lines
+
+
+def test_a_directory_of_the_same_version_does_not_bring_an_older_policy_back_unnoticed(
+    world: World,
+) -> None:
+    old = world.path / "old"
+    shutil.copytree(world.home.path, old)
+    world.home.set_policy(replace(POLICY, greatest_epsilon=1.0, least_version=2))
+    assert world.home.policy_changes() == ()
+    shutil.rmtree(world.home.path)
+    shutil.copytree(old, world.home.path)
+    status = Status.of(DeviceHome(world.home.path))
+    assert status.edited == (
+        "greatest_epsilon is 3.0, and was set to 1.0",
+        "least_version is 1, and was set to 2",
+    )
+    assert len(status.wrong) == 2
+    assert f"POLICY    was changed since it was set: {status.edited[0]}" in status.lines()
+
+
+def test_an_owner_who_edits_the_policy_confirms_it_and_nothing_else_does(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = world.home.path
+    (device / "policy.json").write_bytes(replace(POLICY, greatest_epsilon=2.5).encode())
+    assert runs(world.home) == 2  # what the owner's file says holds at once
+    assert run(["device", "status", str(device)]) == 11
+    before = contents(world.path, without=())
+    code, data = call(capsys, "device", "trust", device, "--follow-root")
+    assert (code, data["code"]) == (11, "policy-changed")
+    assert len(call(capsys, "device", "trust", device)[1]["policy_changes"]) == 1
+    assert contents(world.path, without=()) == before
+    code, data = call(capsys, "device", "trust", device, "--confirm")
+    assert (code, data["policy_changes"]) == (0, [])
+    assert call(capsys, "device", "status", device)[0] == 0
+    assert world.home.policy.greatest_epsilon == 2.5
