@@ -14,6 +14,7 @@ import random
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,15 @@ def _play(path: str, names: list[str], seed: int) -> None:
     one = threading.Lock()  # Flower knows one task a process
     stop = threading.Event()
 
+    def alone(read: Callable[..., Any]) -> Callable[..., Any]:
+        """Reading makes a message in the name of the one task that Flower knows in a process."""
+
+        def work(*words: Any) -> Any:
+            with one:
+                return read(*words)
+
+        return work
+
     def speak(name: str) -> None:
         home = Home.read(Path(path) / "clients" / name / "home")
         enrolment = read_enrolment(home)
@@ -127,6 +137,7 @@ def _play(path: str, names: list[str], seed: int) -> None:
                 with Fleet(
                     Address.parse(enrolment.address), key, enrolment.authority, stop
                 ) as fleet:
+                    fleet._read = alone(fleet._read)  # type: ignore[method-assign]
                     while True:
                         try:
                             message = fleet.pull()
