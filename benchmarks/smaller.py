@@ -2,13 +2,10 @@
 
 A convolutional network of a million parameters is trained on Fashion-MNIST, without privacy, since
 that is not what is measured here; every variant is compared with it as a release would, on the half
-of the test images that no step worked with. The peer of the last row is the same network in torch.
+of the test images that no step worked with. Torch's time beside it is in ``benchmarks.device``.
 """
 
 from __future__ import annotations
-
-import statistics
-import time
 
 import torch
 from torch import nn
@@ -17,7 +14,6 @@ from torch.nn import functional
 from benchmarks.harness import Row, at_least, at_most, main, plain
 from common.data.schema import Schema
 from common.data.source import FashionMnist, load
-from common.inference import Session
 from common.lineage import PUBLIC, Comparison
 from common.models.model import Model
 from common.models.preprocess import Preprocess, ServingModel
@@ -66,13 +62,7 @@ def measure(quick: bool) -> list[Row]:
             plain(f"{name}: points lost", 100 * found.lost, ""),
             plain(f"{name}: times faster", _faster(found), "x"),
         ]
-    eager, ours = _against_eager(model, variants[best], calls)
-    return [
-        *rows,
-        plain("eight bits: p50 of one prediction, device", ours, "us"),
-        plain("the trained one: p50 of one prediction, torch eager", eager, "us"),
-        at_least("torch eager / eight bits on a device", eager / ours, "x", 5.0),
-    ]
+    return rows
 
 
 def _eight_bits(found: Comparison) -> list[Row]:
@@ -112,23 +102,6 @@ def _trained(steps: int) -> Model:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return Model(nn.Identity(), network.eval())
-
-
-def _against_eager(model: Model, small: bytes, calls: int) -> tuple[float, float]:
-    serving, session = ServingModel(model, SCHEMA).eval(), Session(small, SCHEMA)
-    record = load(FashionMnist("test"), SCHEMA).features[:1]
-    tensor = torch.from_numpy(record)
-    times: tuple[list[float], list[float]] = ([], [])
-    for call in range(calls + 20):
-        began = time.perf_counter_ns()
-        with torch.inference_mode():
-            serving(tensor)
-        between = time.perf_counter_ns()
-        session.predict(record)
-        if call >= 20:
-            times[0].append((between - began) / 1000)
-            times[1].append((time.perf_counter_ns() - between) / 1000)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 The rule: the coordinator proposes, an approver elsewhere recomputes and signs, the coordinator
 publishes; files travel between them and no key does. The approver believes the proposal nothing
 that it can compute: every epsilon comes from the clients' signed ledgers, the model that devices
-run has to answer as the weights do, and the repository's root has to name the approver's own key.
-What is published is assembled from what both signed, on either side, to the same bytes. What
-travels is in :mod:`privet.proposal`.
+run is the weights' own export, or was made smaller from that in steps that are measured again, and
+a first root names the keys that the approver was told. What is published is assembled from what
+both signed, on either side, to the same bytes. What travels is in :mod:`privet.proposal`.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ def approve(
 
 
 def _check_model(proposal: Proposal, verdict: Verdict, records: Records, rule: Rule) -> None:
-    """The statement is about these files, the weights answer as the exported model does, and what
-    that was made smaller to is as good as its lineage says."""
+    """The statement is about these files, the weights export to the first of them, and what that
+    was made smaller to is as good as its lineage says."""
     plan = verdict.plan
     if dict(verdict.subjects) != subjects(proposal.weights, proposal.model):
         raise TrustError("the statement is about another model than the proposal's")
