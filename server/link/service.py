@@ -119,6 +119,7 @@ class Link:
             admit_only,
             damaged,
             give_time,
+            one_after_another,
             superlink_app,
         )
         from server.link.superlink.control import Control
@@ -129,7 +130,7 @@ class Link:
         secret = self._place.secret(make=True)
         with damaged(self._place.path):
             flower = superlink_app(self._place.database, secret)
-            flower.state.linkstate_factory.state()
+            one_after_another(flower)
         self._admit = functools.partial(admit_only, flower)
         waking = Waking(flower, Parcels(flower))
         doorway = Doorway(Doorkeeper(self._federation))

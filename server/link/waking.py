@@ -1,10 +1,11 @@
 """What is done with a request that came through a door, and when is it worth doing?
 
 The rules: what a node sends goes to Flower's handlers through :mod:`server.link.superlink.parcels`,
-never to its application; the coordinator's and the operator's other requests go there. A question
-that would get no answer is held until there is news, or for so long; then it is asked, whatever
-this module thinks: holding can delay nothing for longer than that and hide nothing, and a node that
-waits costs one request in a while instead of ten a second.
+never to its application; the coordinator's and the operator's other requests go there. Who asked
+first is served first, but no heartbeat waits. A question that would get no answer is held until
+there is news, or for so long; then it is asked, whatever this module thinks: holding can delay
+nothing for longer than that and hide nothing, and a node that waits costs one request in a while
+instead of ten a second.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -39,7 +41,8 @@ HOLD_NODES = 8.0  # seconds that a node's question may be held
 HOLD_COORDINATOR = 0.25
 SEND_SECONDS = 120.0  # that a node may take to read a message
 PART_SECONDS = 10.0  # that a part of a message may be late by
-AT_WORK = 4  # requests that the database works on at the same time
+ASK_AGAIN = 1.0  # seconds; without news, replies that nobody will give may be heard of this late
+MOST_ASKING = 64  # coordinators whose last question is remembered
 MAX_INSIDE = 1 << 31
 
 
@@ -70,6 +73,17 @@ class News:
                 await asyncio.wait_for(self._changed.wait(), seconds)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """When a coordinator got nothing, and the news that there were: more than that is new to it."""
+
+    number: int
+    time: float
+
+
+_NEVER = _Asked(-1, 0.0)
+
+
 class Waking:
     """Flower's application behind both doors; what is sent through one wakes who asks in the other.
 
@@ -83,12 +97,17 @@ class Waking:
         self._for_nodes, self._for_coordinator = News(), News()
         self._heard: dict[bytes, int] = {}  # the news that a node knew when it got nothing
         self._giving: dict[bytes, asyncio.Lock] = {}
-        self._collected = -1
-        self._work = asyncio.Semaphore(AT_WORK)
+        self._asked: dict[str, _Asked] = {}  # by a run's token
+        self._work = asyncio.Lock()
 
     async def public(self, scope: Scope, body: bytes, key: bytes, send: Send) -> None:
         """A request of the node with this key."""
         path = scope["path"]
+        if path == BEAT:
+            answer = self._parcels.hear(key, body) or await self.do(self._parcels.beat, key, body)
+            await _answer(send, answer)
+            return
+        self._parcels.beats.hear_of(key)
         if path == TAKE:
             await self._take(key, body, send)
         elif path == GIVE:
@@ -96,11 +115,7 @@ class Waking:
             self._for_coordinator.tell()
             await _answer(send, answer)
         else:
-            work = {
-                ACTIVATE: self._parcels.activate,
-                DEACTIVATE: self._parcels.deactivate,
-                BEAT: self._parcels.beat,
-            }[path]
+            work = self._parcels.activate if path == ACTIVATE else self._parcels.deactivate
             await _answer(send, await self.do(work, key, body))
 
     async def _take(self, key: bytes, body: bytes, send: Send) -> None:
@@ -154,31 +169,46 @@ class Waking:
             answer = await self.do(self._parcels.send, token, body)
             self._for_nodes.tell()
         else:
-            number = self._for_coordinator.number
-            if self._collected == number:
-                await self._for_coordinator.after(number, HOLD_COORDINATOR)
-            self._collected = self._for_coordinator.number
-            limit = int(headers.get(LIMIT_HEADER, "0"))
-            answer = await self.do(self._parcels.collect, token, body, limit)
-            if answer:
-                self._collected = -1  # there may be more than fitted
+            answer = await self._collect(token, body, int(headers.get(LIMIT_HEADER, "0")))
+        return answer
+
+    async def _collect(self, token: str, body: bytes, limit: int) -> bytes:
+        news = self._for_coordinator
+        last = self._asked.pop(token, _NEVER)
+        if last.number == news.number:
+            await news.after(last.number, HOLD_COORDINATOR)
+            if last.number == news.number and time.monotonic() - last.time < ASK_AGAIN:
+                self._asked[token] = last
+                return b""
+        asked = _Asked(news.number, time.monotonic())
+        answer: bytes = await self.do(self._parcels.collect, token, body, limit)
+        if not answer:  # otherwise there may be more than fitted
+            self._asked = {**dict(list(self._asked.items())[-MOST_ASKING:]), token: asked}
         return answer
 
     async def do(self, work: Any, *arguments: Any) -> Any:
-        """Work on the database, in its turn."""
+        """Work on the database, in its turn: whoever asked first is served first.
+
+        Heartbeats that are due go before it, however many wait.
+        """
         async with self._work:
+            if self._parcels.beats.due:
+                await self._write_beats()
             return await asyncio.to_thread(work, *arguments)
 
     async def keep(self) -> None:
-        """Write heartbeats down from time to time, until cancelled."""
-        beats = self._parcels.beats
+        """Write heartbeats down from time to time, also if nobody asks; until cancelled."""
         while True:
-            await asyncio.sleep(NOTE_SECONDS)
-            if beats.waiting:
-                try:
-                    await self.do(beats.write)
-                except Exception as error:  # noqa: BLE001  (a busy database: tried again)
-                    log.warning("heartbeats are not written yet: %s", type(error).__name__)
+            await asyncio.sleep(NOTE_SECONDS / 2)
+            async with self._work:
+                if self._parcels.beats.due:
+                    await self._write_beats()
+
+    async def _write_beats(self) -> None:
+        try:
+            await asyncio.to_thread(self._parcels.beats.write)
+        except Exception as error:  # noqa: BLE001  (a busy database: tried again)
+            log.warning("heartbeats are not written yet: %s", type(error).__name__)
 
     def forget(self, keys: set[bytes]) -> None:
         """Drop what is known of other nodes than these."""

@@ -292,6 +292,23 @@ def test_a_reply_of_honest_parts_is_taken_once(network: Network, grid: LinkGrid)
             good.push(reply)
 
 
+def test_a_reply_that_did_not_reach_the_coordinator_is_given_again(
+    network: Network, grid: LinkGrid
+) -> None:
+    with both(network) as (_, good):
+        name, message = ask(grid, good)
+        good.push(Message(RecordDict({"ok": ConfigRecord({"yes": 1})}), reply_to=message))
+        names = [
+            reply.metadata.message_id
+            for _ in range(2)  # it asks for it once more: it has not got it
+            for reply in answers(grid, name)
+        ]
+        assert len(names) == 2
+        assert len(set(names)) == 1
+        answered(grid, good)  # what it does not ask for any more, it has
+        assert [reply.has_error() for reply in answers(grid, name)] == [True]
+
+
 def test_many_slow_bodies_of_one_key_are_read_one_at_a_time(network: Network) -> None:
     before = network.memory("link", "VmHWM")
     name, size = network.names[0], 8 << 20

@@ -8,9 +8,12 @@ those whom the registry knows.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from flwr.common.constant import (
@@ -67,6 +70,24 @@ def superlink_app(database: Path, secret: bytes) -> FastAPI:
         runtime_dependency_install=False,
     )
     return create_app(config, SuperLinkLifespan)
+
+
+def one_after_another(app: FastAPI) -> None:
+    """Have each of the state's transactions wait for the one before it, Flower's own as well.
+
+    SQLite lets one write at a time. Whoever waits for that looks again from time to time, for five
+    seconds, and fails: among many that come and go, some never find it free.
+    """
+    state = app.state.linkstate_factory.state()
+    turns = threading.RLock()  # a transaction's steps have transactions of their own
+    for store in (state, state.object_store):
+        store.session = functools.partial(_in_turn, turns, store.session)
+
+
+@contextlib.contextmanager
+def _in_turn(turns: threading.RLock, session: Callable[[], Any]) -> Iterator[Any]:
+    with turns, session() as inner:
+        yield inner
 
 
 @contextlib.contextmanager

@@ -1,14 +1,19 @@
 """Which nodes are still there, of those that said so lately?
 
-The rule: a heartbeat of a node that is known here costs no transaction of its own. It is noted, and
-what was noted is written down together, well within the time after which Flower forgets a node: of
-two hundred nodes, forty heartbeats a second would otherwise keep the database from their messages.
+The rules: a heartbeat of a node that is known here costs no transaction of its own, and waits for
+none. It is noted, and what was noted is written down together, well within the time after which
+Flower forgets a node: of two hundred nodes, forty heartbeats a second would otherwise keep the
+database from their messages, and the messages would keep it from the heartbeats. Any other request
+of a node says as much.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
+
+from common.parcel import HEARTBEAT_SECONDS
 
 NOTE_SECONDS = 2.0  # between two writings; Flower forgets a node after twenty
 
@@ -26,6 +31,7 @@ class Beats:
         self._nodes: dict[bytes, int] = {}
         self._heard: dict[int, float] = {}  # by node, the interval that it keeps
         self._gone: set[int] = set()  # since the writing under way began
+        self._written = time.monotonic()
 
     def know(self, key: bytes, node: int) -> None:
         """Flower was found to have this key's node under this number."""
@@ -40,6 +46,13 @@ class Beats:
                 return False
             self._heard[node] = interval
             return True
+
+    def hear_of(self, key: bytes) -> None:
+        """A node asked for something, so it is there."""
+        with self._lock:
+            node = self._nodes.get(key)
+            if node is not None:
+                self._heard.setdefault(node, HEARTBEAT_SECONDS)
 
     def forget(self, key: bytes) -> None:
         """The node with this key goes; what it said before it went does not bring it back."""
@@ -58,10 +71,16 @@ class Beats:
         """Whether there is anything to write down."""
         return bool(self._heard)
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write it down."""
+        return self.waiting and time.monotonic() - self._written >= NOTE_SECONDS
+
     def write(self) -> None:
         """Tell Flower of everybody who was heard since the last time, in one transaction."""
         with self._lock:
             heard, self._heard, self._gone = self._heard, {}, set()
+            self._written = time.monotonic()
         try:
             with self._state.session():
                 for node, interval in heard.items():

@@ -71,6 +71,7 @@ class _Reply:
     tree: ObjectTree
     size: int = 0
     parts: dict[str, bytes] = field(default_factory=dict)
+    given: bool = False
 
 
 def _at_once(method: Callable[Concatenate[Parcels, P], R]) -> Callable[Concatenate[Parcels, P], R]:
@@ -238,18 +239,22 @@ class Parcels:
         self.beats.know(key, answer.node_id)
         return bytes(answer.SerializeToString())
 
-    def beat(self, key: bytes, body: bytes) -> bytes:
-        """A node is still there."""
+    def hear(self, key: bytes, body: bytes) -> bytes:
+        """A node is still there; waits for nobody. Empty: it is not known yet, ask :meth:`beat`."""
         request = parse(SendNodeHeartbeatRequest, body)
-        node, interval = request.node.node_id, request.heartbeat_interval
-        if not HEARTBEAT_MIN_INTERVAL <= interval <= HEARTBEAT_MAX_INTERVAL:
+        if not HEARTBEAT_MIN_INTERVAL <= request.heartbeat_interval <= HEARTBEAT_MAX_INTERVAL:
             raise Barred(400)
-        if not self.beats.hear(key, node, interval):
-            with self.state.session():
-                self._check_node(key, node)
-            self.beats.know(key, node)
-            self.beats.hear(key, node, interval)
+        if not self.beats.hear(key, request.node.node_id, request.heartbeat_interval):
+            return b""
         return bytes(SendNodeHeartbeatResponse(success=True).SerializeToString())
+
+    @_at_once
+    def beat(self, key: bytes, body: bytes) -> bytes:
+        """A node is still there, of which Flower is asked whether it is."""
+        node = parse(SendNodeHeartbeatRequest, body).node.node_id
+        self._check_node(key, node)
+        self.beats.know(key, node)
+        return self.hear(key, body)
 
     @_at_once
     def deactivate(self, key: bytes, body: bytes) -> bytes:
@@ -301,6 +306,7 @@ class Parcels:
         request = parse(PullAppMessagesRequest, body)
         with self._collecting:
             waiting = self._replies.setdefault(task.run_id, {})
+            self._forget_received(waiting, set(request.message_ids))
             # What was given out once is unknown to the SuperLink from then on.
             known = {reply.proto.metadata.reply_to_message_id for reply in waiting.values()}
             names = [name for name in request.message_ids if name not in known]
@@ -316,7 +322,7 @@ class Parcels:
         """Those that are whole, as long as they fit; each a parcel of its own."""
         result: list[bytes] = []
         size = 0
-        for name, reply in list(waiting.items()):
+        for reply in waiting.values():
             if size and size + reply.size > BATCH:
                 break
             if not self._complete(run, reply, limit):
@@ -324,9 +330,15 @@ class Parcels:
             proto = PullAppMessagesResponse(messages_list=[reply.proto]).SerializeToString()
             result.append(pack([proto, *reply.parts.values()]))
             size += len(result[-1])
-            del waiting[name]
-            self.state.object_store.delete(name)
+            reply.given = True
         return pack(result)
+
+    def _forget_received(self, waiting: dict[str, _Reply], asked: set[str]) -> None:
+        """What the coordinator was given, and does not ask for any more, it has."""
+        for name, reply in list(waiting.items()):
+            if reply.given and reply.proto.metadata.reply_to_message_id not in asked:
+                del waiting[name]
+                self.state.object_store.delete(name)
 
     def _complete(self, run: int, reply: _Reply, limit: int) -> bool:
         """Fetch what is there of a reply; whether that is all, or more than is wanted."""
