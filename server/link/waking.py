@@ -192,8 +192,7 @@ class Waking:
         Heartbeats that are due go before it, however many wait.
         """
         async with self._work:
-            if self._parcels.beats.due:
-                await self._write_beats()
+            await self._keep_beats()
             return await asyncio.to_thread(work, *arguments)
 
     async def keep(self) -> None:
@@ -201,12 +200,15 @@ class Waking:
         while True:
             await asyncio.sleep(NOTE_SECONDS / 2)
             async with self._work:
-                if self._parcels.beats.due:
-                    await self._write_beats()
+                await self._keep_beats()
 
-    async def _write_beats(self) -> None:
+    async def _keep_beats(self) -> None:
+        beats = self._parcels.beats
+        beats.wake()
+        if not beats.due:
+            return
         try:
-            await asyncio.to_thread(self._parcels.beats.write)
+            await asyncio.to_thread(beats.write)
         except Exception as error:  # noqa: BLE001  (a busy database: tried again)
             log.warning("heartbeats are not written yet: %s", type(error).__name__)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,34 @@ def test_heartbeats_that_are_due_are_written_before_whatever_waits(
     assert asyncio.run(work()) == before  # they are not due yet
     monkeypatch.setattr("server.link.superlink.beats.NOTE_SECONDS", 0.0)
     assert asyncio.run(work()) > before
+
+
+def test_a_link_that_stood_still_takes_nobody_for_gone_who_was_there_before(
+    parcels: Parcels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.time()
+    monkeypatch.setattr("server.link.superlink.beats.NOTE_SECONDS", 0.0)
+
+    def at(second: float) -> int:
+        """How many are there, at this second of the clock, for a link that is asked just then."""
+        now = start + second
+        clock = datetime.fromtimestamp(now, UTC)
+        monkeypatch.setattr("server.link.superlink.beats.time.time", lambda: now)
+        monkeypatch.setattr("flwr.server.superlink.linkstate.sql_linkstate.now", lambda: clock)
+        return len(asyncio.run(ask()))
+
+    async def ask() -> dict[int, float]:
+        there: dict[int, float] = await Waking(parcels.state, parcels).do(online, parcels)
+        return there
+
+    for key in KEYS:
+        activate(parcels, key)
+    assert at(2) == 2
+    parcels.beats.hear_of(KEYS[0])
+    assert [at(second) for second in (6, 10, 14, 18, 21)] == [2, 2, 2, 2, 1]
+    assert at(3600) == 1  # it slept
+    assert [at(second) for second in (3604, 3608, 3612, 3616, 3620.5)] == [1, 1, 1, 1, 0]
+    assert at(7200) == 0
 
 
 def test_whoever_writes_waits_for_its_turn_however_impatient_sqlite_is(

@@ -4,11 +4,13 @@ The rules: a heartbeat of a node that is known here costs no transaction of its 
 none. It is noted, and what was noted is written down together, well within the time after which
 Flower forgets a node: of two hundred nodes, forty heartbeats a second would otherwise keep the
 database from their messages, and the messages would keep it from the heartbeats. Any other request
-of a node says as much.
+of a node says as much. Nobody is gone because the link itself was: a machine that slept or stood
+still, or whose clock was put forward, heard nobody meanwhile.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from common.parcel import HEARTBEAT_SECONDS
 
 NOTE_SECONDS = 2.0  # between two writings; Flower forgets a node after twenty
+PAUSE_SECONDS = 5.0  # without a sign of life of the link's own
 
 
 class Beats:
@@ -32,11 +35,28 @@ class Beats:
         self._heard: dict[int, float] = {}  # by node, the interval that it keeps
         self._gone: set[int] = set()  # since the writing under way began
         self._written = time.monotonic()
+        self._last: dict[int, float] = {}  # by node, when it was heard, seconds since the epoch
+        self._awake = time.time()
+
+    def wake(self) -> None:
+        """Say that the link is at work; to be called before its state is asked for anything.
+
+        Who was there when it was last, is there now: it could not be heard.
+        """
+        with self._lock:
+            now, awake = time.time(), self._awake
+            self._awake = now
+            if now - awake < PAUSE_SECONDS:
+                return
+            for node, last in self._last.items():
+                if awake - last < 2 * HEARTBEAT_SECONDS:
+                    self._heard[node], self._last[node] = HEARTBEAT_SECONDS, now
+            self._written = -math.inf
 
     def know(self, key: bytes, node: int) -> None:
         """Flower was found to have this key's node under this number."""
         with self._lock:
-            self._nodes[key] = node
+            self._nodes[key], self._last[node] = node, time.time()
             self._gone.discard(node)
 
     def hear(self, key: bytes, node: int, interval: float) -> bool:
@@ -44,7 +64,7 @@ class Beats:
         with self._lock:
             if self._nodes.get(key) != node:
                 return False
-            self._heard[node] = interval
+            self._heard[node], self._last[node] = interval, time.time()
             return True
 
     def hear_of(self, key: bytes) -> None:
@@ -53,12 +73,14 @@ class Beats:
             node = self._nodes.get(key)
             if node is not None:
                 self._heard.setdefault(node, HEARTBEAT_SECONDS)
+                self._last[node] = time.time()
 
     def forget(self, key: bytes) -> None:
         """The node with this key goes; what it said before it went does not bring it back."""
         with self._lock:
             node = self._nodes.pop(key, 0)
             self._heard.pop(node, None)
+            self._last.pop(node, None)
             self._gone.add(node)
 
     def keep_only(self, keys: set[bytes]) -> None:
