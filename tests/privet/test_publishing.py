@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -186,7 +187,12 @@ def test_after_a_rotation_the_new_approver_releases_and_what_was_proposed_before
         copies.append(parties.path(f"change-{name}"))
         words = ("--keys", parties.path(name), "--new", new.fingerprint, "--out", copies[-1])
         words = (*words, "--root", approval / "root.json")  # the one that this approver signed
-        assert call(capsys, "release", "sign", change, *words)[0] == 0
+        code, data = call(capsys, "release", "sign", change, *words)
+        if name == "approver":  # it signed the early release as version 2
+            assert (code, data["code"], copies[-1].exists()) == (11, "signed-before", False)
+            (void, _) = re.findall("[0-9a-f]{64}", data["message"])
+            code, _ = call(capsys, "release", "sign", change, *words, "--instead", void)
+        assert code == 0
     assert call(capsys, "release", "commit", where, *copies)[0] == 0
     before = Snapshot.of(where)
     code, data = call(
@@ -210,6 +216,44 @@ def test_after_a_rotation_the_new_approver_releases_and_what_was_proposed_before
     )  # fmt: skip
     assert code == 0
     assert call(capsys, "device", "update", device)[1]["version"] == 3
+
+
+def test_an_approver_signs_no_version_twice_and_jumps_to_none(
+    parties: Parties, capsys: Out
+) -> None:
+    first = proposed(parties, capsys)
+    read = Proposal.read(first)
+    replace(read, version=2, root=None).write(parties.path("claims-1"))
+    code, data = approve(parties, capsys, parties.path("claims-1"), version=2)
+    assert (code, "differ in the version" in data["message"]) == (11, True)
+    assert not (parties.path("approver") / "signed.json").exists()
+    assert approve(parties, capsys, first)[0] == 0
+    record, approval = parties.path("approver") / "signed.json", parties.path("approval")
+    before = record.read_bytes()
+    # Whoever lost the approval gets it once more; the same release under another root is another.
+    again = parties.path("again")
+    assert approve(parties, capsys, first, out=again)[0] == 0
+    assert (again / "statement.dsse.json").read_bytes() == (
+        approval / "statement.dsse.json"
+    ).read_bytes()
+    assert read.root is not None
+    third = KeyDirectory(parties.path("third")).create("approver").public
+    root = draft_root(replace(roles_in(read.root), recovery=third), MOMENT)
+    replace(read, root=root).write(parties.path("crooked"))
+    out = parties.path("out")
+    changes = {"recovery": third.fingerprint, "out": out}
+    code, data = approve(parties, capsys, parties.path("crooked"), **changes)
+    assert (code, data["code"], out.exists()) == (11, "signed-before", False)
+    assert call(capsys, "release", "publish", parties.run, first, again)[0] == 0
+    far = ("--out", parties.path("far"), "--approver", parties.approver, "--version")
+    assert call(capsys, "server", "propose", parties.run, *far, 1)[1]["code"] == "wrong-version"
+    assert call(capsys, "server", "propose", parties.run, *far, 7)[1]["version"] == 7
+    code, data = approve(parties, capsys, parties.path("far"), out=out)
+    assert (code, data["code"], out.exists()) == (11, "version-jump", False)
+    assert record.read_bytes() == before
+    assert approve(parties, capsys, parties.path("far"), out=out, version=7)[0] == 0
+    code, data = call(capsys, "release", "publish", parties.run, parties.path("far"), out)
+    assert (code, Repository(Path(data["repository"])).version) == (0, 7)
 
 
 def test_neither_party_publishes_alone(parties: Parties, capsys: Out, tmp_path: Path) -> None:
