@@ -98,6 +98,33 @@ def publish(
     output.show(format_, data, lambda: print(f"published in {data['repository']}"))
 
 
+@app.command("prune")
+def prune(
+    place: PlaceArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")
+    ] = False,
+    format_: FormatOption = Format.text,
+    quiet: QuietOption = False,
+) -> None:
+    """Remove what no device needs any more; never a root, nor the last two releases."""
+    from datetime import UTC, datetime
+
+    from server.release.pruning import prune as work
+    from server.release.published import Published
+
+    path = repository_at(place)
+    pruned = work(Published(path), datetime.now(UTC), dry_run=dry_run)
+    data = {
+        "repository": str(path),
+        "dry_run": dry_run,
+        "removed": pruned.removed,
+        "bytes": sum(pruned.removed.values()),
+        "kept": pruned.kept,
+    }
+    output.show(format_, data, lambda: _print_pruned(data))
+
+
 @app.command("renew")
 def renew(
     federation: FederationArgument,
@@ -122,6 +149,13 @@ def is_federation(place: Path) -> bool:
 
 def repository_at(place: Path) -> Path:
     return place / "repository" if is_federation(place) else place
+
+
+def _print_pruned(data: dict[str, Any]) -> None:
+    for name, length in data["removed"].items():
+        print(f"  {name}, {length:,} bytes")
+    word, gone = "would remove" if data["dry_run"] else "removed", len(data["removed"])
+    print(f"{word} {gone} of {gone + data['kept']} files, {data['bytes']:,} bytes")
 
 
 def _print_keys(rows: list[dict[str, Any]]) -> None:
