@@ -208,11 +208,13 @@ def approve(
         TrustError: something does not hold, or another release has this version
             (:meth:`History.release`); nothing was signed.
     """
-    first = is_first(proposal.version, proposal.root)
-    history.check(coordinator, proposal.version, named)
-    if first:
+    envelope, now = Envelope.decode(proposal.bundle.statement), datetime.now(UTC)
+    contents = [Content(STATEMENT, proposal.version, digest(envelope.payload))]
+    if is_first(proposal.version, proposal.root):
         root = proposal.root or b""
-        check_root(root, coordinator, approver.public.fingerprint, recovery, datetime.now(UTC))
+        check_root(root, coordinator, approver.public.fingerprint, recovery, now)
+        contents.append(Content.of(parse(root, Root)))
+    history.check(coordinator, proposal.version, contents, named)
     trust = Trust(
         signers={COORDINATOR: coordinator, APPROVER: approver.public.fingerprint},
         clients={name: key.fingerprint for name, key in proposal.bundle.clients.items()},
@@ -220,17 +222,11 @@ def approve(
     verdict = check(proposal.bundle, trust, signatures=1)
     recompute(verdict)
     _check_model(proposal, verdict, records, rule or Rule())
-    envelope, now = Envelope.decode(proposal.bundle.statement), datetime.now(UTC)
     statement = envelope.with_signature(approver).encode()
     draft = Repository.draft_targets(
         assemble(proposal.release(verdict, statement)), proposal.version, now
     )
-    contents = [
-        Content(STATEMENT, proposal.version, digest(envelope.payload)),
-        Content.of(parse(draft, Targets)),
-    ]
-    if proposal.root is not None:
-        contents.append(Content.of(parse(proposal.root, Root)))
+    contents.append(Content.of(parse(draft, Targets)))
     history.release(coordinator, contents, now, named)  # before a signature leaves
     signed = sign_root(proposal.root, approver) if proposal.root is not None else None
     return Approval(statement, Repository.sign(draft, approver), signed), verdict

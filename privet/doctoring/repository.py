@@ -90,7 +90,7 @@ def _metadata(published: Published, now: datetime) -> Iterator[Finding]:
         )
     if begun := published.begun():
         yield Finding(
-            "release",
+            "unfinished",
             WARNING,
             f"begun, and not put in force: {', '.join(begun[:5])}",
             "the same privet release publish or commit again finishes it; what was meant to be "

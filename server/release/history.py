@@ -53,11 +53,17 @@ class Content:
 
     @classmethod
     def of(cls, metadata: Metadata[Role]) -> Content:
-        """The content of targets or root metadata."""
+        """The content of targets or root metadata; TrustError if no record could hold it."""
         signed = metadata.signed
         document = signed.to_dict()
         del document["expires"]
-        return cls(signed.type, signed.version, digest(encode(document)))
+        try:
+            return cls(signed.type, signed.version, digest(encode(document)))
+        except CanonicalError as error:
+            raise TrustError(
+                f"{signed.type} metadata that is not ours: {error}",
+                hint="sign nothing; ask whoever drafted it",
+            ) from error
 
 
 def contents_signed(key: PublicKey, root: bytes, targets: bytes | None) -> list[Content]:
@@ -127,12 +133,20 @@ class History:
         """What was signed for this federation's repository; TrustError as :meth:`release`."""
         return _line(self._read(), federation)
 
-    def check(self, federation: str, version: int, named: int | None = None) -> None:
-        """Whether a release of this version may be signed, whatever it holds; as :meth:`release`.
+    def check(
+        self,
+        federation: str,
+        version: int,
+        contents: Sequence[Content],
+        named: int | None = None,
+    ) -> None:
+        """Whether a release of this version may be signed, as far as its contents are known yet.
 
-        For whoever is about to look at its content, which takes longer.
+        For whoever is about to verify it, which takes longer; refuses as :meth:`release`.
         """
-        _check_version(self.line(federation), version, named)
+        line = self.line(federation)
+        _check_version(line, version, named)
+        _fresh(line, contents, ())
 
     def release(
         self,

@@ -135,6 +135,13 @@ def test_statement_and_first_root_are_held_to_one_content_as_well(keys: Path) ->
         refused(keys, lambda a=asked: history(keys).release(US, a, NOW), "signed-before")  # type: ignore[misc]
 
 
+def test_metadata_that_no_record_could_hold_is_not_signed() -> None:
+    metadata = parse(targets(A, 1), Targets)
+    metadata.signed.version = 2**60
+    with pytest.raises(TrustError, match="not ours"):
+        Content.of(metadata)
+
+
 # -- changes of keys -----------------------------------------------------------------------------
 
 
