@@ -35,6 +35,7 @@ from tests.world import killed_at
 
 BOTH = [COORDINATOR, APPROVER]
 NEW = SigningKey.from_seed(b"\x08" * 32)
+killed_often = pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.figures)])
 LATER = NOW + 60 * DAY  # every snapshot but the newest has ended
 
 
@@ -128,14 +129,15 @@ def test_after_a_rotation_the_release_before_is_the_one_with_other_files(tmp_pat
     assert {name for name in contents(repository.path) if "targets/" in name} == names(2, 3)
 
 
-def test_what_was_begun_stays_and_can_be_finished(tmp_path: Path) -> None:
+@killed_often
+def test_what_was_begun_stays_and_can_be_finished(tmp_path: Path, every: int) -> None:
     repository, files = published(tmp_path, releases=3), release(4)
     signed = repository.draft(files, NOW)
     for key in BOTH:
         signed = repository.sign(signed, key)
-    step, died = 0, True
+    step, died = 1 - every, True
     while died:
-        step += 1
+        step += every
         copy = tmp_path / str(step)
         shutil.copytree(repository.path, copy)
         died = killed_at(
@@ -147,7 +149,7 @@ def test_what_was_begun_stays_and_can_be_finished(tmp_path: Path) -> None:
         if not here.holds(files, signed):
             assert here.commit(files, signed, COORDINATOR, NOW) == 4
         assert not here.begun()
-    assert step == 5 * 3 + 1
+    assert step > 5 * 3  # two files, and three of metadata
 
 
 def test_what_is_no_part_of_a_repository_is_left_alone(tmp_path: Path) -> None:
@@ -193,27 +195,30 @@ def test_devices_old_and_new_are_served_after_it(world: World) -> None:
         assert "root_history/2.root.json" in contents(home.tuf)
 
 
-def test_killed_at_any_removal_devices_are_served_and_the_same_call_goes_on(world: World) -> None:
+@killed_often
+def test_killed_at_any_removal_devices_are_served_and_the_same_call_goes_on(
+    world: World, every: int
+) -> None:
     repository = Repository(world.repository.path)
     repository.renew(COORDINATOR, LATER)
     expected = world.path / "expected"
     shutil.copytree(repository.path, expected)
     count = len(prune(Repository(expected), LATER).removed)
-    before, step, died = contents(repository.path), 0, True
+    before, step, died = contents(repository.path), 1 - every, True
     while died:
-        step += 1
+        step += every
         copy = world.path / f"killed-{step}" / "repository"
         shutil.copytree(repository.path, copy)
         died = killed_at(step, lambda c=copy: prune(Repository(c), LATER))  # type: ignore[misc]
         here = Repository(copy)
         assert set(here.files()) == set(repository.files())
         whole(here)
-        if step % 8 == 1:
+        if step % (6 * every) == 1:
             home = first_enrolled(world, f"device-{step}", str(copy))
             assert update(home, LATER).version == 3
         prune(here, LATER)
         assert contents(copy) == contents(expected)
-    assert step == 2 * count + 1  # one before and one after each removal
+    assert step > 2 * count  # one before and one after each removal
     assert contents(repository.path) == before
 
 
