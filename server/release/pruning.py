@@ -55,7 +55,6 @@ def prune(repository: Published, now: datetime, *, dry_run: bool = False) -> Pru
     """
     with durable.in_turn(repository.path):
         there = Published(repository.path)
-        there.roots()
         there.files()
         useless = list(_useless(there, now))
         removed = {file.relative_to(there.path).as_posix(): file.stat().st_size for file in useless}

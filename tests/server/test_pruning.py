@@ -95,6 +95,24 @@ def test_what_is_published_the_release_before_and_every_root_stay(tmp_path: Path
     assert prune(repository, LATER) == Pruned({}, pruned.kept)
 
 
+def test_the_release_before_stays_where_no_snapshot_names_it_any_more(tmp_path: Path) -> None:
+    repository = published(tmp_path, releases=4)
+    (repository.path / "metadata" / "3.snapshot.json").unlink()
+    prune(repository, LATER)
+    assert names(3) <= set(contents(repository.path))
+    assert [version for version, _ in repository.versions("targets")] == [3, 4]
+
+
+def test_a_root_that_does_not_follow_keeps_everything(tmp_path: Path) -> None:
+    repository = published(tmp_path, releases=3)
+    rotated(repository)
+    (repository.path / "metadata" / "1.root.json").write_bytes(repository.root)
+    before = contents(repository.path)
+    with pytest.raises(TrustError):
+        prune(repository, LATER)
+    assert contents(repository.path) == before
+
+
 def test_a_file_that_releases_share_stays_while_one_of_them_does(tmp_path: Path) -> None:
     repository = published(tmp_path, releases=3)
     prune(repository, LATER)
@@ -144,8 +162,9 @@ def test_what_was_begun_stays_and_can_be_finished(tmp_path: Path, every: int) ->
             step, lambda c=copy: Repository(c).commit(files, signed, COORDINATOR, NOW)  # type: ignore[misc]
         )  # fmt: skip
         here = Repository(copy)
+        begun = [name for name in here.begun() if not name.startswith(".")]
         prune(here, LATER)
-        assert here.files()
+        assert (here.begun(), bool(here.files())) == (begun, True)
         if not here.holds(files, signed):
             assert here.commit(files, signed, COORDINATOR, NOW) == 4
         assert not here.begun()
