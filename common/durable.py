@@ -89,6 +89,19 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
         sync_directory(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file for good; one that is gone already is fine.
+
+    Raises:
+        OperationError: the disk refused.
+    """
+    with disk_errors(path):
+        fault_point()
+        path.unlink(missing_ok=True)
+        fault_point()
+        sync_directory(path.parent)
+
+
 def append(path: Path, data: bytes) -> None:
     """Add ``data`` to the end of ``path`` and fsync it; the file's directory too when it is new.
 
@@ -187,7 +200,12 @@ def in_turn(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def leftovers(directory: Path) -> list[Path]:
+    """Temporary files that a killed :func:`replace` left behind, or one at work needs."""
+    return sorted(directory.glob(".*.tmp"))
+
+
 def sweep(directory: Path) -> None:
     """Delete temporary files that a killed :func:`replace` left behind."""
-    for leftover in directory.glob(".*.tmp"):
+    for leftover in leftovers(directory):
         leftover.unlink(missing_ok=True)

@@ -179,14 +179,14 @@ class KeyDirectory:
             )
         durable.replace(file, secret, mode=0o600)
 
-    def read(self, name: str) -> bytes:
-        """Read the bytes stored under ``name``, at most 64 KiB."""
+    def read(self, name: str, *, most: int = MAX_KEY_BYTES) -> bytes:
+        """Read the bytes stored under ``name``, at most 64 KiB unless ``most`` says otherwise."""
         file = self.path / name
         try:
             self._check_private(self.path)
             self._check_private(file)
             with open(file, "rb") as stream:
-                return stream.read(MAX_KEY_BYTES)
+                return stream.read(most)
         except FileNotFoundError as error:
             raise OperationError(
                 f"no key at {file}",

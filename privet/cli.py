@@ -28,6 +28,7 @@ from privet.commands import (
     release,
     server,
     shrinking,
+    succession,
 )
 from privet.commands.options import FormatOption, QuietOption
 from privet.commands.simulate import simulate
@@ -51,7 +52,7 @@ app.add_typer(server.app, name="server")
 app.add_typer(federation.approver_app, name="approver")
 app.add_typer(release.app, name="release")
 # These add their commands to others' groups.
-_ = joining, doctor, flower, inference, link, publishing, shrinking
+_ = joining, doctor, flower, inference, link, publishing, shrinking, succession
 
 
 def main() -> None:

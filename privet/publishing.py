@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from tuf.api.metadata import Root  # type: ignore[attr-defined]
+from tuf.api.metadata import Root, Targets  # type: ignore[attr-defined]
 
 from audit.recompute import recompute
 from audit.verify import Verdict, check
@@ -41,6 +41,7 @@ from server.federation.directory import Federation, federation_of
 from server.federation.founding import PLAN_ENVELOPE
 from server.heads import note_of
 from server.home import COORDINATOR, ServerHome
+from server.release.history import STATEMENT, Content, History
 from server.release.ledgers import kept, missing
 from server.release.release import assemble, subjects
 from server.release.repository import Repository
@@ -57,16 +58,20 @@ TRUST = "trust.json"  # in a run's directory, beside the bundle
 # -- the coordinator proposes ----------------------------------------------------------------------
 
 
-def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) -> Proposal:
+def make_proposal(
+    run: Path, approver: PublicKey, recovery: PublicKey | None, named: int | None = None
+) -> Proposal:
     """Propose the release of a run that has ended.
 
     Args:
         run: the run's directory, with every ledger that it needs (:mod:`server.release.ledgers`).
         approver: the approver's public key, whose fingerprint the federation knows.
         recovery: a third party's, for a repository that is yet to be made.
+        named: the version, where an approver signed the next one and that is lost; None: the next.
 
     Raises:
-        InputError: ``not-ended``; ``ledgers-missing``; ``wrong-approver``; ``no-recovery-key``.
+        InputError: ``not-ended``; ``ledgers-missing``; ``wrong-approver``; ``no-recovery-key``;
+            ``wrong-version``.
         TrustError: what the clients signed does not add up.
     """
     home = ServerHome.read(run)
@@ -94,6 +99,7 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
         roles = Roles(coordinator.public, approver, recovery)
         root = sign_root(draft_root(roles, datetime.now(UTC)), coordinator)
         version = 1
+    version = _named(version, named)
     artifacts = artifacts_of(home, checkpoint.model)
     ledgers = _ledgers(home, checkpoint, coordinator)
     simulated = _simulated(ledgers)
@@ -118,6 +124,17 @@ def make_proposal(run: Path, approver: PublicKey, recovery: PublicKey | None) ->
         root,
         artifacts.parents,
     )
+
+
+def _named(following: int, named: int | None) -> int:
+    """The version of a release: the one that follows, or a later one that was named."""
+    if named is not None and (named < following or (following == 1 and named != 1)):
+        raise InputError(
+            f"the next version is {following}, and you named version {named}",
+            hint="a first release is version 1, and versions only grow",
+            code="wrong-version",
+        )
+    return named or following
 
 
 def _ended(home: ServerHome) -> Checkpoint:
@@ -166,29 +183,38 @@ def approve(
     proposal: Proposal,
     coordinator: str,
     approver: SigningKey,
+    history: History,
     records: Records = lambda _: None,
     rule: Rule | None = None,
     recovery: str | None = None,
+    named: int | None = None,
 ) -> tuple[Approval, Verdict]:
-    """Check a proposal from end to end, then sign it.
+    """Check a proposal from end to end, note what will be signed, then sign it.
 
     Args:
         proposal: from an untrusted directory.
         coordinator: fingerprint of the coordinator's key, got by another way.
         approver: this party's key.
+        history: what it has signed so far.
         records: gives the public records that a smaller model was made with, got by another way,
             for the plan's schema; or None.
         rule: what a step of its lineage may lose at most.
         recovery: fingerprint of the recovery key, got by another way; for a first release.
+        named: the version, where it does not follow the last one that was signed.
 
     Raises:
         InputError: ``needs-records``: there are none, and its lineage names some;
-            ``recovery-unknown``: the first release needs that fingerprint.
-        TrustError: something does not hold; nothing was signed.
+            ``recovery-unknown``: the first release needs that fingerprint; ``wrong-version``.
+        TrustError: something does not hold, or another release has this version
+            (:meth:`History.release`); nothing was signed.
     """
+    envelope, now = Envelope.decode(proposal.bundle.statement), datetime.now(UTC)
+    contents = [Content(STATEMENT, proposal.version, digest(envelope.payload))]
     if is_first(proposal.version, proposal.root):
         root = proposal.root or b""
-        check_root(root, coordinator, approver.public.fingerprint, recovery, datetime.now(UTC))
+        check_root(root, coordinator, approver.public.fingerprint, recovery, now)
+        contents.append(Content.of(parse(root, Root)))
+    history.check(coordinator, proposal.version, contents, named)
     trust = Trust(
         signers={COORDINATOR: coordinator, APPROVER: approver.public.fingerprint},
         clients={name: key.fingerprint for name, key in proposal.bundle.clients.items()},
@@ -196,10 +222,13 @@ def approve(
     verdict = check(proposal.bundle, trust, signatures=1)
     recompute(verdict)
     _check_model(proposal, verdict, records, rule or Rule())
-    statement = Envelope.decode(proposal.bundle.statement).with_signature(approver).encode()
-    files = assemble(proposal.release(verdict, statement))
+    statement = envelope.with_signature(approver).encode()
+    draft = Repository.draft_targets(
+        assemble(proposal.release(verdict, statement)), proposal.version, now
+    )
+    contents.append(Content.of(parse(draft, Targets)))
+    history.release(coordinator, contents, now, named)  # before a signature leaves
     signed = sign_root(proposal.root, approver) if proposal.root is not None else None
-    draft = Repository.draft_targets(files, proposal.version, datetime.now(UTC))
     return Approval(statement, Repository.sign(draft, approver), signed), verdict
 
 
@@ -211,6 +240,8 @@ def _check_model(proposal: Proposal, verdict: Verdict, records: Records, rule: R
         raise TrustError("the statement is about another model than the proposal's")
     if verdict.claims["simulated"] is not proposal.simulated:
         raise TrustError("the proposal and its statement differ in whether it is simulated")
+    if verdict.claims["version"] != proposal.version:
+        raise TrustError("the proposal and its statement differ in the version of the release")
     try:
         model = build(plan.model, plan.schema, seed=0)
     except InputError as error:
@@ -305,11 +336,11 @@ def publish(run: Path, proposal: Proposal, approval: Approval) -> Mapping[str, b
 
 
 def _check_next(repository: Repository | None, version: int, root: bytes | None) -> None:
-    """What is proposed follows what is published, under the root that is in force."""
+    """What is proposed comes after what is published, under the root that is in force."""
     there = 0 if repository is None else repository.version
-    if there + 1 != version:
+    if version <= there:
         raise TrustError(
-            f"version {there} is published now, so {version} is not the next one",
+            f"version {there} is published now, so {version} is not a later one",
             hint="propose the run again, and have that approved",
             code="release-rollback",
         )

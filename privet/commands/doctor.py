@@ -40,7 +40,7 @@ def doctor_server(
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
-    """Check keys, certificates, registry, clock, disk and the port."""
+    """Check keys, certificates, registry, repository, clock, disk and the port."""
     from privet.doctoring.server import check as look
 
     _show(look(federation), format_, quiet)

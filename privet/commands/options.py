@@ -23,6 +23,7 @@ ChangesOption = Annotated[
 TrustOption = Annotated[
     Path | None, typer.Option(help="Fingerprints that came by another way.", metavar="FILE")
 ]
+OutOption = Annotated[Path, typer.Option(help="Where to write it; must not exist.", metavar="DIR")]
 LossOption = Annotated[
     float, typer.Option(help="Accuracy that a smaller model may lose, a share.", min=0, max=1)
 ]

@@ -15,7 +15,13 @@ from common import durable
 from common.errors import NetworkError
 from privet import output
 from privet.commands.federation import approver_app
-from privet.commands.options import AgreementOption, FormatOption, LossOption, QuietOption
+from privet.commands.options import (
+    AgreementOption,
+    FormatOption,
+    LossOption,
+    OutOption,
+    QuietOption,
+)
 from privet.commands.server import RunArgument
 from privet.commands.server import app as server_app
 from privet.output import Format
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 ProposalArgument = Annotated[
     Path, typer.Argument(help="As privet server propose wrote it.", metavar="PROPOSAL")
 ]
-OutOption = Annotated[Path, typer.Option(help="Where to write it; must not exist.", metavar="DIR")]
+MOST_VERSION = 2**31
 
 
 @server_app.command("collect")
@@ -58,6 +64,15 @@ def propose(
         str | None,
         typer.Option(help="A third party's public key; needed once, for the first release."),
     ] = None,
+    version: Annotated[
+        int | None,
+        typer.Option(
+            help="A later version than the next, where the approver signed that and it is lost.",
+            min=1,
+            max=MOST_VERSION,
+            metavar="N",
+        ),
+    ] = None,
     format_: FormatOption = Format.text,
     quiet: QuietOption = False,
 ) -> None:
@@ -67,7 +82,7 @@ def propose(
 
     durable.check_free(out)
     third = PublicKey.from_text(recovery) if recovery else None
-    proposal = make_proposal(run, PublicKey.from_text(approver), third)
+    proposal = make_proposal(run, PublicKey.from_text(approver), third, version)
     proposal.write(out)
     data = {
         "proposal": str(out),
@@ -102,6 +117,16 @@ def approve(
             metavar="DATA",
         ),
     ] = "",
+    version: Annotated[
+        int | None,
+        typer.Option(
+            help="The release's version, where it does not follow the last one that this key "
+            "signed: as you know it from elsewhere.",
+            min=1,
+            max=MOST_VERSION,
+            metavar="N",
+        ),
+    ] = None,
     most_loss: LossOption = 0.01,
     least_agreement: AgreementOption = 0.985,
     format_: FormatOption = Format.text,
@@ -111,6 +136,7 @@ def approve(
     from privet.proposal import Proposal
     from privet.publishing import approve as work
     from server.federation.directory import approver_key
+    from server.release.history import History
     from server.release.roots import roles_in
     from server.release.smaller.compare import Rule
     from server.release.smaller.data import public
@@ -122,9 +148,11 @@ def approve(
         read,
         coordinator.lower(),
         key,
+        History(keys, key),
         lambda schema: public(data, "got by the approver", schema) if data else None,
         Rule(most_loss=most_loss, least_agreement=least_agreement),
         recovery.lower() if recovery else None,
+        version,
     )
     approval.write(out)
     result = {

@@ -1,4 +1,4 @@
-"""Is everything well with a federation: keys, registry, certificate, port, heads?
+"""Is everything well with a federation: keys, registry, certificate, port, heads, repository?
 
 The rule: looking changes nothing and spends nothing.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from common.errors import (
 )
 from privet.doctoring.findings import OK, WARNING, WRONG, Finding, look
 from privet.doctoring.machine import certificate, dates, machine, private
+from privet.doctoring.repository import check as repository
 
 
 def check(path: Path) -> list[Finding]:
-    """Everything about a federation's directory, its keys, its certificate and its port."""
+    """Everything about a federation's directory, its keys, certificate, port and repository."""
     from server.federation.directory import Federation
     from server.federation.invitations import Invitations
 
@@ -51,6 +53,7 @@ def check(path: Path) -> list[Finding]:
         findings.append(Finding("clients", OK, f"{active} active of {len(registry)} enrolled"))
     look("invitations", lambda: Invitations(here).open(), findings, "readable")
     look("heads", lambda: _heads(here), findings, "readable")
+    findings += repository(here, datetime.now(UTC))
     findings.append(_port(here))
     return findings
 

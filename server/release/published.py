@@ -95,6 +95,15 @@ class Published:
         verified_chain(roots)
         return roots
 
+    @property
+    def newest_root(self) -> Signed:
+        """The newest root as it stands, whatever the rest is like."""
+        return Signed(self._root.type, self._root.version, self._root.expires)
+
+    def current(self) -> Current | None:
+        """Timestamp, snapshot and targets that are in force; None before the first release."""
+        return self._current()
+
     def signed(self) -> list[Signed]:
         """What devices read, as far as it goes: root, timestamp, snapshot, targets."""
         current = (self._root, *(one.signed for one in self._current() or ()))
@@ -106,19 +115,47 @@ class Published:
         Raises:
             TrustError: one is missing, or is not the one that was signed.
         """
+        whole, broken = self.verified()
+        for name, why in broken.items():
+            raise TrustError(f"{name} is missing or was changed: {why}", hint=RESTORE)
+        return whole
+
+    def verified(self) -> tuple[dict[str, int], dict[str, str]]:
+        """The published files with their lengths in bytes, and those that are missing or are not
+        the ones that were signed, with why."""
         current = self._current()
-        found = {}
+        whole, broken = {}, {}
         for name, target in sorted(current[2].signed.targets.items()) if current else ():
             try:
                 (file,) = target.get_prefixed_paths()
                 data = (self.path / TARGETS / file).read_bytes()
                 target.verify_length_and_hashes(data)
             except (OSError, ValueError, RepositoryError) as error:
-                raise TrustError(
-                    f"{name} is missing or was changed: {error}", hint=RESTORE
-                ) from error
-            found[name] = len(data)
-        return found
+                broken[name] = str(error)
+            else:
+                whole[name] = len(data)
+        return whole, broken
+
+    def begun(self) -> list[str]:
+        """Metadata of a version that is not in force, and what killed writes left: file names."""
+        current = self._current()
+        newest = (current[1].signed.version, current[2].signed.version) if current else (0, 0)
+        found = [
+            file.name
+            for folder in (METADATA, TARGETS)
+            for file in durable.leftovers(self.path / folder)
+        ]
+        for kind, version in zip((Snapshot.type, Targets.type), newest, strict=True):
+            found += [file.name for number, file in self.versions(kind) if number > version]
+        return sorted(found)
+
+    def versions(self, kind: str) -> list[tuple[int, Path]]:
+        """Each ``snapshot``, ``targets`` or ``root`` that lies here, the oldest first."""
+        return sorted(
+            (int(file.name.partition(".")[0]), file)
+            for file in (self.path / METADATA).glob(f"*.{kind}.json")
+            if file.name.partition(".")[0].isdecimal()
+        )
 
     def is_due(self, now: datetime) -> bool:
         """Whether less than half of the timestamp's life is left, of something published."""
@@ -128,11 +165,7 @@ class Published:
     # -- thin: the directory -----------------------------------------------------------------------
 
     def _roots(self) -> dict[int, Path]:
-        found = {
-            int(file.name.partition(".")[0]): file
-            for file in (self.path / METADATA).glob("*.root.json")
-            if file.name.partition(".")[0].isdecimal()
-        }
+        found = dict(self.versions(Root.type))
         if not found:
             raise OperationError(
                 f"there is no repository at {self.path}", hint="create one", code="no-repository"

@@ -181,13 +181,13 @@ class Repository(Published):
             self._root = self._read_root()
             require(self._root, targets)
             current = self._current()
-            _check_files(files, targets.signed, (current[2].signed.version if current else 0) + 1)
+            version, there = targets.signed.version, current[2].signed.version if current else 0
+            _check_files(files, targets.signed, max(version, there + 1))
             check_expiry(targets.signed, now)
             online = self._online(targets, current, [online_signer], now, (self._root,))
             for name, data in files.items():
                 (file,) = targets.signed.targets[name].get_prefixed_paths()
                 self._write(TARGETS, file, data)
-            version = targets.signed.version
             self._write(METADATA, f"{version}.targets.json", targets.to_bytes())
             self._write_online(*online)
         return version

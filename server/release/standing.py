@@ -22,7 +22,7 @@ SOON = Expiry(
     root=timedelta(days=90),
 )
 FINE, NEAR, PAST = "ok", "soon", "past"
-_MEND = {
+MEND = {
     "root": "replace a key: privet release rotate recovery draws the new root up for three years",
     "targets": "publish a release: its two signatures hold for a year",
     "snapshot": "privet release renew, which a link does by itself",
@@ -70,7 +70,7 @@ def standing(repository: Published, now: datetime) -> Standing:
     try:
         signed = repository.signed()
         for one in signed:
-            state = _state(one, now)
+            state = state_of(one, now)
             metadata.append(
                 {
                     "role": one.role,
@@ -83,7 +83,7 @@ def standing(repository: Published, now: datetime) -> Standing:
                 words = "expired" if state == PAST else "expires"
                 what = f"{one.role} version {one.version} {words} {one.expires:%Y-%m-%d %H:%M} UTC"
                 problems.append({"code": f"{one.role}-{state}", "what": what,
-                                 "mend": _MEND[one.role]})  # fmt: skip
+                                 "mend": MEND[one.role]})  # fmt: skip
                 code = max(code, EXIT_TRUST if state == PAST else EXIT_FAILED)
         files = repository.files()
     except TrustError as error:
@@ -131,7 +131,8 @@ def keys_of(repository: Published) -> list[dict[str, Any]]:
     return rows
 
 
-def _state(signed: Signed, now: datetime) -> str:
+def state_of(signed: Signed, now: datetime) -> str:
+    """``ok``, ``soon`` or ``past``: whether devices believe it, and for a while yet."""
     left = signed.expires - now
     if left <= timedelta(0):
         return PAST

@@ -148,6 +148,11 @@ def expired(door: Door) -> None:
     authority.issue(["127.0.0.1"], datetime.now(UTC) - timedelta(days=60))
 
 
+def write_over_all(path: Path) -> None:
+    path.mkdir(parents=True)
+    (path / "1.root.json").write_bytes(b"{}")
+
+
 @pytest.mark.parametrize(
     ("harm", "check", "code"),
     [
@@ -159,6 +164,7 @@ def expired(door: Door) -> None:
         (lambda d: (d.federation.path / HEADS).write_bytes(b"{}"), "heads", 11),
         (lambda d: (d.federation.path / "invitations.json").write_bytes(b""), "invitations", 11),
         (lambda d: (d.federation.path / "federation.json").write_bytes(b"{}"), "federation", 4),
+        (lambda d: write_over_all(d.federation.repository / "metadata"), "repository", 11),
     ],
 )
 def test_each_harm_to_a_federation_is_found_with_its_class(

@@ -262,6 +262,26 @@ def test_people_read_who_may_sign_and_what_ends(parties: Parties, capsys: Out) -
     assert "still to sign: " in capsys.readouterr().out
 
 
+def test_what_no_device_needs_is_told_and_then_removed(parties: Parties, capsys: Out) -> None:
+    place, repository = parties.federation.path, parties.federation.repository
+    old = repository / "targets" / f"{'a' * 64}.model.onnx"
+    old.write_bytes(b"of a release long ago")
+    before = contents(repository)
+    code, data = call(capsys, "release", "prune", place, "--dry-run")
+    assert (code, data["dry_run"], contents(repository)) == (0, True, before)
+    assert data["removed"] == {f"targets/{old.name}": 21}
+    assert run(["release", "prune", str(repository)]) == 0
+    text = capsys.readouterr().out
+    assert f"removed 1 of {len(before)} files, 21 bytes" in text
+    del before[f"targets/{old.name}"]
+    assert contents(repository) == before
+    (repository / "metadata" / "timestamp.json").write_bytes(b"{}")
+    before = contents(repository)
+    assert call(capsys, "release", "prune", place)[0] == 11
+    assert contents(repository) == before
+    assert call(capsys, "release", "prune", parties.path)[1]["code"] == "no-repository"
+
+
 # -- renewal -------------------------------------------------------------------------------------
 
 

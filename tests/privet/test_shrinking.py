@@ -24,10 +24,8 @@ from server.release.smaller.compare import Rule
 from server.release.smaller.data import public, synthetic
 from server.release.smaller.shrink import SHRUNK, Shrunk, Wish, shrink
 from tests.privet.test_cli import call
-from tests.privet.test_publishing import Out, Parties, approve, ended, parties, proposed
+from tests.privet.two_parties import Out, Parties, approve, propose, proposed, published
 from tests.world import EXPERIMENT, Snapshot, write_experiment
-
-__all__ = ["ended", "parties"]
 
 ANYTHING = Rule(most_loss=1.0, least_agreement=0.0, gain=-100.0, worse=100.0)
 
@@ -143,7 +141,7 @@ def test_an_approver_measures_a_smaller_model_again_on_records_of_its_own(
     assert (code, data["code"]) == (11, "other-records")
     assert not parties.path("approval").exists()
     assert approve(parties, capsys, proposal, data=records, **LOOSE)[0] == 0
-    code, data = call(capsys, "release", "publish", parties.run, proposal, parties.path("approval"))
+    code, data = published(parties, capsys, proposal)
     assert code == 0
     verify = ("audit", "verify", data["bundle"], "--trust", data["trust"])
     assert call(capsys, *verify)[0] == 0
@@ -184,8 +182,6 @@ def test_a_smaller_model_of_another_training_is_not_proposed(
     step = dataclasses.replace(made.lineage[0], parent=digest(made.model))
     other = dataclasses.replace(made, lineage=(step,), parents={digest(made.model): made.model})
     other.write(parties.run / SHRUNK)
-    words = ("--approver", parties.approver, "--recovery", parties.recovery)
-    out = parties.path("proposal")
-    code, data = call(capsys, "server", "propose", parties.run, "--out", out, *words)
+    code, data = propose(parties, capsys, recovery=parties.recovery)
     assert (code, data["code"]) == (11, "bad-lineage")
-    assert not out.exists()
+    assert not parties.path("proposal").exists()

@@ -65,6 +65,22 @@ def test_versions_count_from_one(repository: Repository) -> None:
     assert Repository(repository.path).version == 2
 
 
+def test_a_version_may_be_left_out_and_none_comes_again(repository: Repository) -> None:
+    """An approver signs each version once: where that was lost, the next one is published."""
+
+    def signed(version: int) -> bytes:
+        draft = Repository.draft_targets({"a": b"1"}, version, NOW)
+        return Repository.sign(Repository.sign(draft, APPROVER), COORDINATOR)
+
+    assert repository.commit({"a": b"1"}, signed(1), COORDINATOR, NOW) == 1
+    assert repository.commit({"a": b"1"}, signed(3), COORDINATOR, NOW) == 3
+    before = contents(repository.path)
+    for version in (1, 2, 3):
+        with pytest.raises(TrustError, match=f"signed was version {version}"):
+            repository.commit({"a": b"1"}, signed(version), COORDINATOR, NOW)
+    assert contents(repository.path) == before
+
+
 def test_the_layout_is_the_one_that_the_module_shows(repository: Repository) -> None:
     repository.publish({"a.txt": b"hello"}, BOTH, COORDINATOR, NOW)
     assert set(contents(repository.path)) == {
