@@ -2,7 +2,8 @@
 
 The service is ``privet device serve`` in a process of its own, on a Unix socket, with the small CNN
 of a one-round simulation of the digits. Beside it, in the same run, stand gRPC's two servers for
-Python, which send back what they get and run no model: the floor of what is built on them.
+Python and the service's own, which send back what they get and run no model: the floor of what is
+built on them.
 
 Each is asked by two clients. gRPC's own for Python is what a program on the device uses, and costs
 more than the server: on two cores it takes half of the machine. The lean one of
@@ -32,7 +33,9 @@ from benchmarks.http2 import Connection
 from benchmarks.load import load
 from client.device.home import DeviceHome
 from client.device.runtime import Predictor
+from client.device.serving import EXPERIMENTS
 from client.device.serving import open_inference_pb2 as oip
+from client.device.serving.core import Call, CoreServer
 from common.inference import INPUT, Array, synthetic_records
 from privet.running import simulate
 
@@ -40,7 +43,12 @@ DIGITS = Path(__file__).parent.parent / "examples" / "digits.toml"
 SERVICE, METHOD = "inference.GRPCInferenceService", "ModelInfer"
 PATH = f"/{SERVICE}/{METHOD}"
 CONNECTIONS = 8
-OURS, AIO, THREADS = "the service", "an echo by grpc.aio", "an echo by grpc.server"
+OURS = "the service"
+ECHOES = {
+    "echo by our server": "core",
+    "echo by grpc.aio": "aio",
+    "echo by grpc.server": "threads",
+}
 STOCK, LEAN = "gRPC's client", "a lean client"
 
 
@@ -58,7 +66,7 @@ def measure(quick: bool) -> list[Row]:
         request.raw_input_contents.append(record.tobytes())
         data = request.SerializeToString()
         servers = {OURS: stack.enter_context(_served(home))}
-        for name, kind in ((AIO, "aio"), (THREADS, "threads")):
+        for name, kind in ECHOES.items():
             servers[name] = stack.enter_context(_echo(kind, f"unix:{folder}/{kind}"))
         right = dict.fromkeys(servers, _echoes(data))
         right[OURS] = _answers(predictor.probabilities(record))
@@ -82,7 +90,7 @@ def measure(quick: bool) -> list[Row]:
         at_most(f"{OURS}, p50, {STOCK}", latency.median(f"{OURS}, {STOCK}"), "ms", 0.5),
         *(
             plain(f"{name}, p50, {STOCK}", latency.median(f"{name}, {STOCK}"), "ms")
-            for name in (AIO, THREADS)
+            for name in ECHOES
         ),
         *(
             plain(f"{name}, p50, {LEAN}", latency.median(f"{name}, {LEAN}"), "ms")
@@ -91,7 +99,7 @@ def measure(quick: bool) -> list[Row]:
         at_least(f"{OURS}, {many}, {LEAN}", statistics.median(rates[OURS]), "/s", 3000),
         *(
             plain(f"{name}, {many}, {LEAN}", statistics.median(rates[name]), "/s")
-            for name in (AIO, THREADS)
+            for name in ECHOES
         ),
         *(
             plain(f"{name}, {many}, {STOCK}", statistics.median(stock[name]), "/s")
@@ -169,14 +177,17 @@ def _served(home: DeviceHome) -> Iterator[tuple[str, int]]:
 @contextmanager
 def _echo(kind: str, target: str) -> Iterator[tuple[str, int]]:
     command = [sys.executable, "-m", "benchmarks.serving", "--echo", kind, target]
-    with _running(command) as (_, pid):
+    with _running(command, {"GRPC_EXPERIMENTS": EXPERIMENTS} if kind == "core" else {}) as (_, pid):
         yield target, pid
 
 
 @contextmanager
-def _running(command: list[str]) -> Iterator[tuple[str, int]]:
+def _running(
+    command: list[str], environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
     """A process that says when it listens; gives its first line."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    everything = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=everything) as process:
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
@@ -220,6 +231,28 @@ async def _echo_aio(target: str) -> None:
     await server.wait_for_termination()
 
 
+def _echo_core(target: str) -> None:
+    held: list[tuple[Call, bytes]] = []
+
+    def answer() -> None:
+        for call, message in held:
+            call.answer(message)
+        held.clear()
+
+    server = CoreServer(
+        {PATH: lambda call, message: held.append((call, message))},
+        options=[],
+        most=256,
+        pending=lambda: bool(held),
+        idle=answer,
+    )
+    server.listen(target)
+    server.start()
+    print("listening", flush=True)
+    while True:
+        server.turn()
+
+
 def _echo_threads(target: str) -> None:
     server = grpc.server(ThreadPoolExecutor(CONNECTIONS))
     server.add_generic_rpc_handlers(_handlers(lambda message, _context: message))
@@ -234,6 +267,8 @@ if __name__ == "__main__":
         print(asyncio.run(_callers(sys.argv[2], int(sys.argv[3]), sys.stdin.buffer.read())))
     elif sys.argv[1:3] == ["--echo", "aio"]:
         asyncio.run(_echo_aio(sys.argv[3]))
+    elif sys.argv[1:3] == ["--echo", "core"]:
+        _echo_core(sys.argv[3])
     elif sys.argv[1:3] == ["--echo", "threads"]:
         _echo_threads(sys.argv[3])
     else:
