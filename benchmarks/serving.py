@@ -2,9 +2,12 @@
 
 The service is ``privet device serve`` in a process of its own, on a Unix socket, with the small CNN
 of a one-round simulation of the digits. Beside it, in the same run, stand gRPC's two servers for
-Python, which send back what they get and run no model: the floor of what is built on them.
-Callers are gRPC's own client, in this process for the latency and in another one for the
-throughput, so that on two cores they take about half of the machine.
+Python and the service's own, which send back what they get and run no model: the floor of what is
+built on them.
+
+Each is asked by two clients. gRPC's own for Python is what a program on the device uses, and costs
+more than the server: on two cores it takes half of the machine. The lean one of
+:mod:`benchmarks.load` sends the same frames and costs little, so it says what the server can do.
 """
 
 from __future__ import annotations
@@ -17,30 +20,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import grpc
+import numpy as np
 
-from benchmarks.harness import Row, at_least, at_most, in_blocks, main, plain
+from benchmarks.harness import Row, Turns, at_least, at_most, in_blocks, main, plain
+from benchmarks.http2 import Connection
+from benchmarks.load import load
 from client.device.home import DeviceHome
 from client.device.runtime import Predictor
+from client.device.serving import EXPERIMENTS
 from client.device.serving import open_inference_pb2 as oip
-from common.inference import INPUT, synthetic_records
+from client.device.serving.core import Call, CoreServer
+from common.inference import INPUT, Array, synthetic_records
 from privet.running import simulate
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits.toml"
 SERVICE, METHOD = "inference.GRPCInferenceService", "ModelInfer"
 PATH = f"/{SERVICE}/{METHOD}"
 CONNECTIONS = 8
-OURS, AIO, THREADS = "the service", "an echo by grpc.aio", "an echo by grpc.server"
+OURS = "the service"
+ECHOES = {
+    "echo by our server": "core",
+    "echo by grpc.aio": "aio",
+    "echo by grpc.server": "threads",
+}
+STOCK, LEAN = "gRPC's client", "a lean client"
 
 
 def measure(quick: bool) -> list[Row]:
     """Medians of single predictions, and requests a second from eight connections."""
-    calls, turns = (100, 2) if quick else (300, 5)
+    calls, turns = (200, 3) if quick else (500, 7)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         run = Path(folder) / "run"
         simulate(DIGITS, out=run, seed=1, rounds=1, overrides=['plan.model="cnn"'])
@@ -51,39 +65,88 @@ def measure(quick: bool) -> list[Row]:
         request.inputs.add(name=INPUT, datatype="FP32", shape=record.shape)
         request.raw_input_contents.append(record.tobytes())
         data = request.SerializeToString()
-        processes = {OURS: stack.enter_context(_served(home))}
-        for name, kind in ((AIO, "aio"), (THREADS, "threads")):
-            processes[name] = stack.enter_context(_echo(kind, f"unix:{folder}/{kind}"))
-        works: dict[str, Callable[[], object]] = {"here": lambda: predictor.probabilities(record)}
-        for name, (target, _) in processes.items():
-            channel = stack.enter_context(grpc.insecure_channel(target))
-            works[name] = _ask(channel, data)
-        latency = in_blocks(works, seconds=1.0 if quick else 10.0, least=20)
-        rates: dict[str, list[float]] = {name: [] for name in processes}
-        spent = dict.fromkeys(processes, 0.0)
+        servers = {OURS: stack.enter_context(_served(home))}
+        for name, kind in ECHOES.items():
+            servers[name] = stack.enter_context(_echo(kind, f"unix:{folder}/{kind}"))
+        right = dict.fromkeys(servers, _echoes(data))
+        right[OURS] = _answers(predictor.probabilities(record))
+        latency = _latency(stack, servers, lambda: predictor.probabilities(record), data, quick)
+        rates: dict[str, list[float]] = {name: [] for name in servers}
+        stock: dict[str, list[float]] = {name: [] for name in servers}
+        spent, own = dict.fromkeys(servers, 0.0), 0.0
         for _ in range(turns):
-            for name, (target, pid) in processes.items():
+            for name, (target, pid) in servers.items():
+                stock[name].append(_rate(target, calls // 4, data))
                 before = _cpu_seconds(pid)
-                rates[name].append(_rate(target, calls, data))
+                path = target.removeprefix("unix:")
+                seen = load(path, PATH, data, right[name], connections=CONNECTIONS, calls=calls)
+                rates[name].append(seen.rate)
                 spent[name] += _cpu_seconds(pid) - before
-    single, many = (
-        "{}, p50 over a Unix socket",
-        f"{{}}, requests a second, {CONNECTIONS} connections",
-    )
-    cost = "{}, CPU of its process for a request"
-
+                own += seen.cpu_seconds
     made = turns * CONNECTIONS * calls
+    many = f"requests/s from {CONNECTIONS}"
     return [
         plain("a prediction in this process, p50", latency.median("here"), "ms"),
-        at_most(single.format(OURS), latency.median(OURS), "ms", 0.5),
-        *(plain(single.format(name), latency.median(name), "ms") for name in (AIO, THREADS)),
-        at_least(many.format(OURS), statistics.median(rates[OURS]), "/s", 3000),
+        at_most(f"{OURS}, p50, {STOCK}", latency.median(f"{OURS}, {STOCK}"), "ms", 0.5),
         *(
-            plain(many.format(name), statistics.median(rates[name]), "/s")
-            for name in (AIO, THREADS)
+            plain(f"{name}, p50, {STOCK}", latency.median(f"{name}, {STOCK}"), "ms")
+            for name in ECHOES
         ),
-        *(plain(cost.format(name), 1e6 * spent[name] / made, "us") for name in processes),
+        *(
+            plain(f"{name}, p50, {LEAN}", latency.median(f"{name}, {LEAN}"), "ms")
+            for name in servers
+        ),
+        at_least(f"{OURS}, {many}, {LEAN}", statistics.median(rates[OURS]), "/s", 3000),
+        *(
+            plain(f"{name}, {many}, {LEAN}", statistics.median(rates[name]), "/s")
+            for name in ECHOES
+        ),
+        *(
+            plain(f"{name}, {many}, {STOCK}", statistics.median(stock[name]), "/s")
+            for name in servers
+        ),
+        *(
+            plain(f"{name}, CPU for one, {LEAN}", 1e6 * seconds / made, "us")
+            for name, seconds in spent.items()
+        ),
+        plain(f"{LEAN}'s own CPU for one", 1e6 * own / made / len(servers), "us"),
     ]
+
+
+def _latency(
+    stack: ExitStack,
+    servers: Mapping[str, tuple[str, int]],
+    here: Callable[[], object],
+    data: bytes,
+    quick: bool,
+) -> Turns:
+    """Single calls, by server and client; ``here`` is the model without either."""
+    works = {"here": here}
+    for name, (target, _) in servers.items():
+        channel = stack.enter_context(grpc.insecure_channel(target))
+        works[f"{name}, {STOCK}"] = _ask(channel, data)
+        lean = Connection(target.removeprefix("unix:"), PATH, data)
+        works[f"{name}, {LEAN}"] = stack.enter_context(closing(lean)).call
+    return in_blocks(works, seconds=2.0 if quick else 15.0, least=20)
+
+
+def _echoes(data: bytes) -> Callable[[bytes], None]:
+    def check(answer: bytes) -> None:
+        if answer != data:
+            raise RuntimeError("an echo sent back something else")
+
+    return check
+
+
+def _answers(probabilities: Array) -> Callable[[bytes], None]:
+    """Whether an answer is the model's: these probabilities, (1, classes), and their label."""
+
+    def check(answer: bytes) -> None:
+        response = oip.ModelInferResponse.FromString(answer)
+        found = np.frombuffer(response.raw_output_contents[0], "<f4")
+        np.testing.assert_allclose(found, probabilities[0], atol=1e-6)
+
+    return check
 
 
 def _ask(channel: grpc.Channel, data: bytes) -> Callable[[], object]:
@@ -92,7 +155,7 @@ def _ask(channel: grpc.Channel, data: bytes) -> Callable[[], object]:
 
 
 def _rate(target: str, calls: int, data: bytes) -> float:
-    """Requests a second of eight callers in a process of their own."""
+    """Requests a second of eight of gRPC's own clients, in a process of their own."""
     command = [sys.executable, "-m", "benchmarks.serving", "--callers", target, str(calls)]
     return float(subprocess.run(command, input=data, capture_output=True, check=True).stdout)
 
@@ -114,14 +177,17 @@ def _served(home: DeviceHome) -> Iterator[tuple[str, int]]:
 @contextmanager
 def _echo(kind: str, target: str) -> Iterator[tuple[str, int]]:
     command = [sys.executable, "-m", "benchmarks.serving", "--echo", kind, target]
-    with _running(command) as (_, pid):
+    with _running(command, {"GRPC_EXPERIMENTS": EXPERIMENTS} if kind == "core" else {}) as (_, pid):
         yield target, pid
 
 
 @contextmanager
-def _running(command: list[str]) -> Iterator[tuple[str, int]]:
+def _running(
+    command: list[str], environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
     """A process that says when it listens; gives its first line."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    everything = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=everything) as process:
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
@@ -165,6 +231,28 @@ async def _echo_aio(target: str) -> None:
     await server.wait_for_termination()
 
 
+def _echo_core(target: str) -> None:
+    held: list[tuple[Call, bytes]] = []
+
+    def answer() -> None:
+        for call, message in held:
+            call.answer(message)
+        held.clear()
+
+    server = CoreServer(
+        {PATH: lambda call, message: held.append((call, message))},
+        options=[],
+        most=256,
+        pending=lambda: bool(held),
+        idle=answer,
+    )
+    server.listen(target)
+    server.start()
+    print("listening", flush=True)
+    while True:
+        server.turn()
+
+
 def _echo_threads(target: str) -> None:
     server = grpc.server(ThreadPoolExecutor(CONNECTIONS))
     server.add_generic_rpc_handlers(_handlers(lambda message, _context: message))
@@ -179,6 +267,8 @@ if __name__ == "__main__":
         print(asyncio.run(_callers(sys.argv[2], int(sys.argv[3]), sys.stdin.buffer.read())))
     elif sys.argv[1:3] == ["--echo", "aio"]:
         asyncio.run(_echo_aio(sys.argv[3]))
+    elif sys.argv[1:3] == ["--echo", "core"]:
+        _echo_core(sys.argv[3])
     elif sys.argv[1:3] == ["--echo", "threads"]:
         _echo_threads(sys.argv[3])
     else:

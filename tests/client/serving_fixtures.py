@@ -79,8 +79,10 @@ def call(channel: grpc.Channel, method: str, request: Any, **options: Any) -> An
     return unary(request, timeout=options.pop("timeout", 20), **options)
 
 
-def infer(records: NDArray[np.float32] = RECORDS, *, raw: bool = True) -> oip.ModelInferRequest:
-    request = oip.ModelInferRequest(model_name=MODEL, id="17")
+def infer(
+    records: NDArray[np.float32] = RECORDS, *, raw: bool = True, number: str = "17"
+) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(model_name=MODEL, id=number)
     tensor = request.inputs.add(name="input", datatype="FP32", shape=records.shape)
     if raw:
         request.raw_input_contents.append(records.astype("<f4").tobytes())

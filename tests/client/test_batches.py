@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from client.device.serving.batches import Batches, Outcome, Waiting
+from client.device.serving.batches import INLINE_SECONDS, Batches, Outcome, Waiting
 from common.errors import DataError, OperationError
 from common.inference import Array
 
@@ -113,6 +113,21 @@ def test_a_call_that_is_expected_to_be_short_is_made_at_once() -> None:
     assert batches.flush()
     assert second.told
     assert model.threads == {"privet-model", threading.current_thread().name}
+
+
+def test_a_call_that_waited_for_the_machine_is_not_taken_for_a_long_one() -> None:
+    model = Model()
+    batches = Batches(model, most=64, waiting=64)
+    first = at_work(model, batches)
+    until = time.perf_counter() + 5 * INLINE_SECONDS
+    while time.perf_counter() < until:
+        continue
+    model.gate.set()
+    first.outcome()
+    while not batches.flush():
+        continue
+    Asked(batches, 2.0)
+    assert batches.quick
 
 
 def test_a_call_has_at_most_so_many_records_and_a_larger_request_goes_alone() -> None:

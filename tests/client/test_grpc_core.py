@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -239,6 +240,35 @@ def test_whoever_watches_the_health_takes_no_place_from_whoever_asks(tmp_path: P
             next(stub.Watch(request, timeout=SECONDS))
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert ask(b"echo").result() == b"echo"
+
+
+@pytest.fixture(scope="module")
+def crowds() -> dict[str, list[int]]:
+    """How many calls were handled before each time that the server was idle, as it is served."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.client.crowd"],
+        env={**os.environ, "GRPC_EXPERIMENTS": EXPERIMENTS},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return dict(json.loads(done.stdout))
+
+
+def test_calls_that_come_together_are_handled_before_the_server_is_idle(
+    crowds: dict[str, list[int]],
+) -> None:
+    assert sum(crowds["together"]) == 8 * 40
+    assert len(crowds["together"]) < 8 * 40 / 2
+
+
+def test_others_who_join_whoever_was_alone_for_long_are_noticed(
+    crowds: dict[str, list[int]],
+) -> None:
+    assert crowds["alone"] == [1] * 200
+    assert sum(crowds["joined"]) == 8 * 40
+    assert len(crowds["joined"]) < 8 * 40 / 2
 
 
 def test_a_caller_that_leaves_is_noticed_and_its_place_is_free_again(tmp_path: Path) -> None:

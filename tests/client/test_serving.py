@@ -199,6 +199,18 @@ def test_a_request_that_is_wrong_is_refused_and_the_next_one_is_served(
     assert call(channel, "ModelInfer", infer()).model_version == "1"
 
 
+def test_a_question_that_was_answered_before_is_checked_like_the_first(
+    channel: grpc.Channel,
+) -> None:
+    for records in (RECORDS, RECORDS[::-1].copy(), RECORDS):
+        response = call(channel, "ModelInfer", infer(records, number=""))
+        np.testing.assert_allclose(probabilities(response), FIRST.model.answer(records), atol=1e-6)
+        for value in (float("nan"), SECRET):
+            request = infer(number="")
+            _value(value)(request)
+            assert refusal(channel, request).code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_another_model_or_version_is_not_found(channel: grpc.Channel) -> None:
     for name, version in (("another", ""), (MODEL, "2"), (MODEL, "latest"), ("", "")):
         request = infer()
@@ -329,7 +341,7 @@ def versions_until(channel: grpc.Channel, last: str, most: int = 20_000) -> list
     versions = []
     expected = {str(recipe.version): recipe.model.answer(RECORDS) for recipe in (FIRST, SECOND)}
     for _ in range(most):
-        response = call(channel, "ModelInfer", infer())
+        response = call(channel, "ModelInfer", infer(number=""))
         versions.append(response.model_version)
         np.testing.assert_allclose(
             probabilities(response), expected[response.model_version], atol=1e-6
@@ -370,10 +382,13 @@ def test_a_stricter_policy_stops_the_service_and_an_older_one_brings_it_back(wor
         request = health_pb2.HealthCheckRequest()
         watched = stub.Watch(request, timeout=20)
         assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
+        for _ in range(2):  # so that the service knows the question
+            assert call(channel, "ModelInfer", infer(number="")).model_version == "1"
         world.home.set_policy(replace(POLICY, greatest_epsilon=1.0))
         assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        error = refusal(channel, infer())
-        assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+        for number in ("17", ""):
+            error = refusal(channel, infer(number=number))
+            assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert not call(channel, "ServerReady", oip.ServerReadyRequest()).ready
         assert not call(channel, "ModelReady", oip.ModelReadyRequest(name=MODEL)).ready
         again = stub.Watch(request, timeout=20)

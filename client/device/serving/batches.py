@@ -3,9 +3,9 @@
 The rules: nobody waits for company. Whatever came in while the model was at work, or before the
 server had nothing else to do, goes into the next call, up to a number of records; a request alone
 goes alone. A call that is expected to be short is made where it is asked for, and a longer one in a
-thread of its own, so that other requests are still heard. A request that was given up, or waited
-longer than it may, is left out. More than a bounded number of waiting records is refused at once
-instead of being kept.
+thread of its own, so that other requests are still heard; what counts is the time that it computes,
+not that it waits for a busy machine. A request that was given up, or waited longer than it may, is
+left out. More than a bounded number of waiting records is refused at once instead of being kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -27,7 +28,7 @@ INLINE_SECONDS = 0.001  # a call that is expected to take longer is made in the 
 Outcome = Array | Exception
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Waiting:
     """A request: its records, who is told, and until when it may wait (monotonic seconds)."""
 
@@ -62,7 +63,7 @@ class Batches:
         self._queue: deque[Waiting] = deque()
         self._records = 0
         self._soonest = math.inf  # nobody waits longer than they may before this
-        self._seconds = 0.0  # a record took in the last call; 0 before the first
+        self._seconds = 0.0  # of a core, for a record of the last call; 0 before the first
         self._lock = threading.Lock()  # of the queue, and of who is at work
         self._working = self._retired = False  # whether the other thread is, or may not be any more
         self._at_work: list[Waiting] = []  # what it works on
@@ -99,6 +100,8 @@ class Batches:
 
     def flush(self) -> bool:
         """Call the model for what waits. False: it is, or was put, to work in the other thread."""
+        if not self._queue and not self._working:
+            return True
         while True:
             with self._lock:
                 self._drop_late()
@@ -106,8 +109,7 @@ class Batches:
                     return not self._working
                 if self._working:
                     return False
-                count = sum(len(request.records) for request in self._queue)
-                if not 0 < min(count, self._most) * self._seconds <= INLINE_SECONDS:
+                if not 0 < min(self._records, self._most) * self._seconds <= INLINE_SECONDS:
                     self._working = True
                     break
                 taken = self._take()
@@ -173,22 +175,19 @@ class Batches:
         for request, outcome in zip(taken, outcomes, strict=True):
             if not request.given_up:
                 request.done(outcome)
-        self._ran(sum(len(request.records) for request in taken))
+        self._ran(sum([len(request.records) for request in taken]))
 
     def _call(self, parts: list[Array]) -> list[Outcome]:
         """The answers to each part; where the model has none for all, to each part by itself."""
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
-            if len(parts) == 1:
-                answers: list[Outcome] = [self._run(parts[0])]
-            else:
-                sizes = [len(part) for part in parts]
-                whole = self._run(np.concatenate(parts))
-                answers = list(np.split(whole, np.cumsum(sizes)[:-1]))
+            whole = self._run(parts[0] if len(parts) == 1 else np.concatenate(parts))
         except Exception as error:  # noqa: BLE001  (whoever asked is told, and nobody else)
             if len(parts) == 1:
                 return [error]
             return [self._call([part])[0] for part in parts]
-        count = sum(len(part) for part in parts)
-        self._seconds = (time.perf_counter() - began) / max(1, count)
-        return answers
+        self._seconds = (time.thread_time() - began) / max(1, len(whole))
+        if len(parts) == 1:
+            return [whole]
+        ends = accumulate(map(len, parts), initial=0)
+        return [whole[i:j] for i, j in pairwise(ends)]

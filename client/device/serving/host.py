@@ -9,13 +9,12 @@ then nothing answers until one is allowed. SIGTERM and SIGINT end it after the r
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import queue
 import secrets
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,15 +138,15 @@ class _Host:
         gc.collect()
         gc.freeze()  # the model and all modules stay: no need to look through them again and again
         server.start()
-        found: queue.SimpleQueue[Predictor | None] = queue.SimpleQueue()
+        found: deque[Predictor | None] = deque()
         watch = threading.Thread(target=self._watch, args=(found,), name="privet-watch")
         watch.start()
         try:
             ready(Address(target, token, metrics))
             while not self._stop.is_set():
                 server.turn()
-                with contextlib.suppress(queue.Empty):
-                    self._change(service, states, found.get_nowait())
+                if found:
+                    self._change(service, states, found.popleft())
         finally:
             self._stop.set()
             states.end()
@@ -200,14 +199,14 @@ class _Host:
         states.says(serving=predictor is not None)
         self.numbers.swapped("accepted" if predictor else "withdrawn")
 
-    def _watch(self, found: queue.SimpleQueue[Predictor | None]) -> None:
+    def _watch(self, found: deque[Predictor | None]) -> None:
         """Give what has to answer from now on; None: nothing may."""
         while not self._stop.wait(WATCH_SECONDS):
             seen = self.lookout.look()
             if seen is Verdict.WITHDRAWN:
-                found.put(None)
+                found.append(None)
             elif isinstance(seen, Predictor):
-                found.put(seen)
+                found.append(seen)
 
 
 def _token(file: Path) -> Path:

@@ -24,6 +24,7 @@ from client.device.serving.batches import Batches, Outcome
 from client.device.serving.core import Call, Handler, Metadata
 from client.device.serving.numbers import Numbers
 from common.errors import DataError, OperationError
+from common.inference import Array
 
 SERVICE = "inference.GRPCInferenceService"
 NAME = "privet"
@@ -51,9 +52,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Served:
-    """A model at work: what answers, and how requests to it are brought together."""
+    """A model at work: what answers, how requests to it are read and brought together."""
 
     predictor: Predictor
+    exchange: messages.Exchange
     batches: Batches
 
 
@@ -80,7 +82,10 @@ class InferenceService:
             waiting=self._limits.waiting,
             ran=self._numbers.ran,
         )
-        self._served, self._withdrawn = Served(predictor, batches), False
+        exchange = messages.Exchange(
+            predictor.name, predictor.version, predictor.schema, self._limits.records
+        )
+        self._served, self._withdrawn = Served(predictor, exchange, batches), False
         self._numbers.serves(predictor.name, predictor.version)
         if before is not None:
             before.batches.retire()
@@ -110,12 +115,13 @@ class InferenceService:
             "ModelReady": (oip.ModelReadyRequest, self._model_ready),
             "ServerMetadata": (oip.ServerMetadataRequest, self._server_metadata),
             "ModelMetadata": (oip.ModelMetadataRequest, self._model_metadata),
-            "ModelInfer": (oip.ModelInferRequest, self._infer),
         }
-        return {
-            f"/{SERVICE}/{name}": self._handler(name, kind.FromString, method)
+        handlers = {
+            name: self._handler(name, kind.FromString, method)
             for name, (kind, method) in kinds.items()
         }
+        handlers["ModelInfer"] = self._handler("ModelInfer", bytes, self._infer)
+        return {f"/{SERVICE}/{name}": handler for name, handler in handlers.items()}
 
     def _handler(
         self, name: str, read: Callable[[bytes], Any], method: Callable[[Any, Reply], Any]
@@ -134,7 +140,7 @@ class InferenceService:
                 reply.refuse(*_INTERNAL)
             else:
                 if response is not None:
-                    reply.give(response)
+                    reply.give(response.SerializeToString())
 
         return handle
 
@@ -162,14 +168,12 @@ class InferenceService:
         predictor = self._find(request.name, request.version).predictor
         return messages.metadata(predictor.name, predictor.version, predictor.schema)
 
-    def _infer(self, request: Any, reply: Reply) -> None:
-        served = self._find(request.model_name, request.model_version)
-        predictor = served.predictor
+    def _infer(self, message: bytes, reply: Reply) -> None:
+        served = self._in_use()
         left = min(reply.call.deadline - time.time(), self._limits.seconds)
         try:
-            outputs = messages.wanted_outputs(request)
-            records = messages.read_records(request, predictor.schema, self._limits.records)
-            records = predictor.check(records)
+            question, records = served.exchange.again(message) or self._read(served, message)
+            records = served.predictor.check(records)
         except DataError as error:
             raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, error.message) from error
 
@@ -177,14 +181,7 @@ class InferenceService:
             try:
                 if isinstance(outcome, Exception):
                     raise outcome
-                response = messages.write_answer(
-                    request,
-                    outputs,
-                    outcome,
-                    predictor.schema,
-                    name=predictor.name,
-                    version=predictor.version,
-                )
+                response = served.exchange.answer(question, outcome)
             except DataError as error:
                 reply.refuse(grpc.StatusCode.INVALID_ARGUMENT, error.message)
             except TimeoutError as error:
@@ -206,7 +203,12 @@ class InferenceService:
 
             reply.call.watch(gone)
 
-    def _find(self, name: str, version: str) -> Served:
+    def _read(self, served: Served, message: bytes) -> tuple[messages.Question, Array]:
+        request = oip.ModelInferRequest.FromString(message)
+        self._find(request.model_name, request.model_version)
+        return served.exchange.read(request, message)
+
+    def _in_use(self) -> Served:
         served = self._served
         if self._withdrawn:
             raise _Refused(
@@ -214,6 +216,10 @@ class InferenceService:
             )
         if served is None:
             raise _Refused(grpc.StatusCode.UNAVAILABLE, "no model is ready")
+        return served
+
+    def _find(self, name: str, version: str) -> Served:
+        served = self._in_use()
         if name != served.predictor.name:
             raise _Refused(grpc.StatusCode.NOT_FOUND, "there is no model of that name here")
         if version not in ("", str(served.predictor.version)):
@@ -234,9 +240,9 @@ class Reply:
         self.call = call
         self._method, self._numbers, self._began = method, numbers, time.perf_counter()
 
-    def give(self, response: Any) -> None:
-        """End the call with a message."""
-        if self.call.answer(response.SerializeToString()):
+    def give(self, response: bytes) -> None:
+        """End the call with a message, serialized."""
+        if self.call.answer(response):
             self._count("OK")
 
     def refuse(self, status: grpc.StatusCode, why: str) -> None:
