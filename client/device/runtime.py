@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from client.device import slots
 from client.device.answers import Answers, Prediction, Thresholds
 from client.device.bounds import Bounds, batch_of
+from client.device.documents import MODEL
 from client.device.home import DeviceHome
 from client.device.reading.opening import open_source
 from client.device.reading.source import Batch, Source
-from client.device.verify import Candidate, verify
+from client.device.verify import Candidate, verify, verify_again
 from common.inference import Array, Latency
 
 _LIKELIEST = Thresholds()
@@ -33,10 +34,21 @@ def installed(home: DeviceHome) -> Candidate:
         OperationError: nothing is installed yet.
         TrustError: it was changed on disk, or the owner's policy no longer allows it.
     """
-    pointer, files = slots.load(home)
+    found = slots.start(home)
+    pointer, prepared, policy = found.pointer, found.prepared, home.policy
+    if prepared is not None and (session := prepared.session(found.model)) is not None:
+        return verify_again(
+            prepared.claims,
+            session,
+            found.files,
+            pointer.digests,
+            policy,
+            home.keys(),
+            home.successors,
+        )
     return verify(
-        files,
-        home.policy,
+        {**found.files, MODEL: bytes(found.model)},
+        policy,
         home.keys(),
         successors=home.successors,
         floor=pointer.version,

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
+from client.device.documents import RELEASE, STATEMENT
 from client.device.home import DeviceHome
 from client.device.runtime import Predictor, installed
-from client.device.verify import RELEASE, STATEMENT, Candidate, check_allowed
+from client.device.verify import Candidate, check_allowed
 from common.errors import PrivetError, TrustError
 
 log = logging.getLogger("privet.device")
