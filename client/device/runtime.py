@@ -88,7 +88,10 @@ class Predictor:
         Raises:
             DataError: wrong shape, not finite, or out of bounds; names the record (from 0).
         """
-        return self.run(self.check(records))
+        checked = self._bounds.check(records)
+        if len(checked) <= self._batch:
+            return self._session.answer(checked)
+        return self.run(checked)
 
     def check(self, records: NDArray[Any]) -> Array:
         """Records as float32; refuses what the model knows nothing about: :meth:`probabilities`."""
