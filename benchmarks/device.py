@@ -25,12 +25,11 @@ from torch import nn
 from benchmarks import hostile
 from benchmarks.harness import Row, at_least, at_most, in_blocks, in_turn, main, plain
 from client.device import slots
-from client.device.documents import MODEL
 from client.device.home import DeviceHome
 from client.device.identity import Identity
 from client.device.measure import start
+from client.device.release import MODEL, Candidate
 from client.device.runtime import Predictor, installed
-from client.device.verify import Candidate
 from common import onnx_format, weights
 from common.canonical import digest
 from common.data.schema import Schema

@@ -26,7 +26,6 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from common import onnx_format, onnx_slices
 from common.canonical import CanonicalError, decode, encode, number, parse_number
 from common.data.schema import Schema
 from common.errors import DataError, TrustError
@@ -153,14 +152,12 @@ class Session:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         names = [node.name for node in inputs], [node.name for node in outputs]
         if names != ([INPUT], [OUTPUT]):
-            raise onnx_format.not_usable(
-                f"it has {names[0]} and {names[1]}, not {INPUT!r} and {OUTPUT!r}"
-            )
+            raise _not_usable(f"it has {names[0]} and {names[1]}, not {INPUT!r} and {OUTPUT!r}")
         wanted = ((inputs[0], self.schema.shape), (outputs[0], (len(self.schema.classes),)))
         for node, rest in wanted:
             free_batch = node.shape and not isinstance(node.shape[0], int)
             if node.type != "tensor(float)" or not free_batch or tuple(node.shape[1:]) != rest:
-                raise onnx_format.not_usable(
+                raise _not_usable(
                     f"{node.name!r} is {node.type} of shape {node.shape}, where the schema implies "
                     f"tensor(float) of shape (batch, {_plain(rest)})"
                 )
@@ -180,6 +177,8 @@ def load(model: bytes) -> Any:
     Raises:
         TrustError: it holds something else, or cannot be loaded.
     """
+    from common import onnx_format  # what was optimized before needs no walk
+
     onnx_format.check(model)
     return _session(model, options(), disabled_optimizers=["ConstantFolding"])
 
@@ -201,6 +200,8 @@ def optimized(model: bytes) -> tuple[bytes, int]:
         TrustError: as :func:`load`.
         OSError: this system has no files in memory.
     """
+    from common import onnx_format, onnx_slices
+
     onnx_format.check(model)
     if not hasattr(os, "memfd_create"):
         raise OSError(errno.ENOSYS, "no files in memory")
@@ -231,9 +232,7 @@ def _session(model: bytes, chosen: Any, **more: Any) -> Any:
             model, chosen, providers=["CPUExecutionProvider"], **more
         )
     except _FAILURES as error:
-        raise onnx_format.not_usable(
-            f"the ONNX runtime cannot load it: {str(error)[:200]}"
-        ) from error
+        raise _not_usable(f"the ONNX runtime cannot load it: {str(error)[:200]}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,6 +345,12 @@ def options() -> Any:
     chosen.add_session_config_entry("session.load_model_format", "ONNX")
     chosen.add_session_config_entry("session.use_env_allocators", "1")
     return chosen
+
+
+def _not_usable(why: str) -> TrustError:
+    from common.onnx_format import not_usable
+
+    return not_usable(why)
 
 
 def _plain(shape: tuple[int, ...]) -> str:

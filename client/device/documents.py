@@ -10,32 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from client.device.release import LIMITS, RELEASE, STATEMENT, Claims
 from common import weights
-from common.canonical import CanonicalError, Json, decode, number
+from common.canonical import CanonicalError, decode
 from common.config import Table
 from common.data.schema import Schema
 from common.errors import InputError, TrustError
 from common.inference import INPUT, OUTPUT
 
 RELEASE_VERSION = 1
-
-WEIGHTS = "model.safetensors"
-MODEL = "model.onnx"
-ANSWERS = "known-answers.json"
-STATEMENT = "statement.dsse.json"
-CARD = "model-card.md"
-RELEASE = "release.json"
-
-# Every file of a release and the most bytes that a device will hold of it.
-LIMITS = {
-    WEIGHTS: 512 * 2**20,
-    MODEL: 512 * 2**20,
-    ANSWERS: 16 * 2**20,
-    STATEMENT: 16 * 2**20,
-    CARD: 2**20,
-    RELEASE: 2**20,
-}
-
 AGAIN = "obtain the release again from its source; if it is still refused, do not use it"
 
 
@@ -128,65 +111,15 @@ class Predicate:
             raise TrustError(f"malformed privacy statement: {error}", hint=AGAIN) from error
 
 
-@dataclass(frozen=True)
-class Claims:
-    """What a release says of itself, and its privacy statement of it, once they agree.
-
-    Args:
-        name, version: of the model.
-        simulated: its data or its noise were, as it says.
-        repeatable: it is simulated, or some of its noise was.
-        schema: what it predicts from, and its classes.
-        epsilon, delta, unit: the headline of its privacy statement.
-    """
-
-    name: str
-    version: int
-    simulated: bool
-    repeatable: bool
-    schema: Schema
-    epsilon: float
-    delta: float
-    unit: str
-
-    @classmethod
-    def of(cls, release: ReleaseDocument, predicate: Predicate) -> Claims:
-        """What both say, once they were held against each other."""
-        return cls(
-            name=release.name,
-            version=release.version,
-            simulated=release.simulated,
-            repeatable=release.simulated or "simulated" in predicate.noise,
-            schema=release.schema,
-            epsilon=predicate.epsilon,
-            delta=predicate.delta,
-            unit=predicate.unit,
-        )
-
-    def json(self) -> Json:
-        return {
-            "name": self.name,
-            "version": self.version,
-            "simulated": self.simulated,
-            "repeatable": self.repeatable,
-            "schema": self.schema.json(),
-            "epsilon": number(self.epsilon),
-            "delta": number(self.delta),
-            "unit": self.unit,
-        }
-
-    @classmethod
-    def read(cls, table: Table) -> Claims:
-        """Read :meth:`json`; :class:`InputError` on anything else."""
-        claims = cls(
-            name=table.name("name"),
-            version=table.integer("version", low=1, high=2**53 - 1),
-            simulated=table.flag("simulated"),
-            repeatable=table.flag("repeatable"),
-            schema=Schema.read(table.table("schema")),
-            epsilon=table.number("epsilon", low=0),
-            delta=table.number("delta", low=0, below=1),
-            unit=table.text("unit"),
-        )
-        table.done()
-        return claims
+def claims_of(release: ReleaseDocument, predicate: Predicate) -> Claims:
+    """What both say, once they were held against each other."""
+    return Claims(
+        name=release.name,
+        version=release.version,
+        simulated=release.simulated,
+        repeatable=release.simulated or "simulated" in predicate.noise,
+        schema=release.schema,
+        epsilon=predicate.epsilon,
+        delta=predicate.delta,
+        unit=predicate.unit,
+    )

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from client.device import slots
 from client.device.cold import ABSENT
-from client.device.documents import MODEL
 from client.device.energy import WATTS, Energy, Rapl
 from client.device.home import DeviceHome
+from client.device.release import MODEL
 from client.device.runtime import Predictor, installed
 from common.errors import OperationError
 from common.inference import INPUT, OUTPUT, Array, options, synthetic_records

@@ -22,9 +22,9 @@ from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp  # type: ignore[attr-defined]
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig  # type: ignore[attr-defined]
 
-from client.device.documents import LIMITS
 from client.device.floor import Floor
 from client.device.home import STAGING, DeviceHome
+from client.device.release import LIMITS
 from client.device.transport import (
     Bounded,
     DirectoryFetcher,

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 from numpy._core import _multiarray_umath  # type: ignore[attr-defined]
 
-from client.device.documents import Claims
+from client.device.release import Claims
 from common.canonical import Json, encode
 from common.config import Table
 from common.errors import TrustError

@@ -7,10 +7,10 @@ every start verifies in full.
 
 from __future__ import annotations
 
-from client.device.documents import ANSWERS, MODEL
 from client.device.prepared import Prepared
+from client.device.release import ANSWERS, MODEL, Candidate
 from client.device.sealing import memory
-from client.device.verify import Candidate, claimed
+from client.device.verify import claimed
 from common.errors import TrustError
 from common.inference import KnownAnswers, Session, optimized
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from client.device import slots
 from client.device.answers import Answers, Prediction, Thresholds
 from client.device.bounds import Bounds, batch_of
-from client.device.documents import MODEL
 from client.device.home import DeviceHome
-from client.device.reading.opening import open_source
-from client.device.reading.source import Batch, Source
-from client.device.verify import Candidate, verify, verify_again
+from client.device.prepared import Prepared
+from client.device.release import MODEL, STATEMENT, Candidate
+from client.device.terms import check_again
 from common.inference import Array, Latency
+
+if TYPE_CHECKING:
+    from client.device.reading.source import Batch, Source
 
 _LIKELIEST = Thresholds()
 
@@ -34,27 +36,36 @@ def installed(home: DeviceHome) -> Candidate:
         OperationError: nothing is installed yet.
         TrustError: it was changed on disk, or the owner's policy no longer allows it.
     """
-    found = slots.start(home)
-    pointer, prepared, policy = found.pointer, found.prepared, home.policy
-    if prepared is not None and (session := prepared.session(found.model)) is not None:
-        return verify_again(
-            prepared.claims,
-            session,
-            found.files,
-            pointer.digests,
-            policy,
-            home.keys(),
-            home.successors,
-        )
+    return slots.of_current(home, lambda pointer: _candidate(home, pointer))
+
+
+def _candidate(home: DeviceHome, pointer: slots.Current) -> Candidate:
+    prepared = slots.ready(home, pointer.release)
+    if prepared is not None and (found := _ready(home, pointer, prepared)) is not None:
+        return found
+    from client.device.verify import verify  # what an update has prepared needs none of it
+
     return verify(
-        {**found.files, MODEL: bytes(found.model)},
-        policy,
+        slots.read(home, pointer.release, slots.NEEDED),
+        home.policy,
         home.keys(),
         successors=home.successors,
         floor=pointer.version,
         name=pointer.name,
         known=pointer.sealed,
     )
+
+
+def _ready(home: DeviceHome, pointer: slots.Current, prepared: Prepared) -> Candidate | None:
+    """What an update has prepared, if the owner's terms of now allow it; None: it cannot be used.
+
+    Nothing is loaded before they do.
+    """
+    release, claims = pointer.release, prepared.claims
+    files = slots.read(home, release, slots.PUBLIC)
+    check_again(claims, files[STATEMENT], home.policy, home.keys(), home.successors)
+    session = prepared.session(slots.open_sealed(home, release, MODEL, prepared.shift))
+    return Candidate.of(claims, files, pointer.digests, session) if session else None
 
 
 class Predictor:
@@ -132,6 +143,8 @@ class Predictor:
             DataError: names the file, and the line and column where there is one.
             InputError: it is none of these, or what reads it is not installed.
         """
+        from client.device.reading.opening import open_source  # arrays alone need no reader
+
         return open_source(source, self.schema)
 
     def stream(

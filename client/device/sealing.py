@@ -29,7 +29,7 @@ from common.errors import TrustError
 SALT, TAG = 32, 16
 LONGER = SALT + TAG  # bytes that sealing adds
 _NONCE = bytes(12)  # each key is used once
-_PIECE = 2**19  # stays in a core's cache between reading and decrypting
+_PIECE = 2**20  # stays in a core's cache between reading and decrypting
 _LARGE = 2**20  # from here on memory comes in large pages, where the system has them
 _PAGE = 2**21
 

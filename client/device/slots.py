@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from client.device.documents import LIMITS, MODEL, RELEASE, WEIGHTS
 from client.device.home import DeviceHome
 from client.device.prepared import LIMIT, Prepared, made_for
-from client.device.verify import Candidate
+from client.device.release import LIMITS, MODEL, RELEASE, WEIGHTS, Candidate
 from common import durable
 from common.canonical import CanonicalError, Json, decode, digest, encode
 from common.config import Table
@@ -147,23 +146,6 @@ def current(home: DeviceHome) -> Current | None:
         raise _damaged(f"current.json is unreadable: {error.strerror}") from error
 
 
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What a start reads: authenticated, and no weights.
-
-    Args:
-        files: the public files of the release.
-        model: in memory that nobody else has, laid out as ``prepared`` wants it.
-        prepared: None if nothing was made of this release by these checks, for this runtime and
-            processor.
-    """
-
-    pointer: Current
-    files: dict[str, bytes]
-    model: memoryview
-    prepared: Prepared | None
-
-
 def load(home: DeviceHome) -> tuple[Current, dict[str, bytes]]:
     """What verifying needs of the current release: bytes with the recorded digests, no weights.
 
@@ -172,23 +154,16 @@ def load(home: DeviceHome) -> tuple[Current, dict[str, bytes]]:
         TrustError: a file is missing or was changed, the keys are another device's, or the
             directory was put back to an older release.
     """
-    return _current_one(home, lambda pointer: (pointer, read(home, pointer.release, NEEDED)))
+    return of_current(home, lambda pointer: (pointer, read(home, pointer.release, NEEDED)))
 
 
-def start(home: DeviceHome) -> Start:
-    """What a start needs of the current release; raises what :func:`load` does."""
+def of_current(home: DeviceHome, work: Callable[[Current], Found]) -> Found:
+    """What is made of the release that is current, also if that changes meanwhile.
 
-    def found(pointer: Current) -> Start:
-        files = read(home, pointer.release, PUBLIC)
-        prepared = ready(home, pointer.release)
-        model = _open(home, pointer.release, MODEL, prepared.shift if prepared else 0)
-        return Start(pointer, files, model, prepared)
-
-    return _current_one(home, found)
-
-
-def _current_one(home: DeviceHome, reading: Callable[[Current], Found]) -> Found:
-    """What was read of the release that is current, also if that changes meanwhile."""
+    Raises:
+        OperationError: there is no release yet.
+        TrustError: the directory was put back to an older release; or what ``work`` raises.
+    """
     while True:
         pointer = current(home)
         if pointer is None:
@@ -198,9 +173,8 @@ def _current_one(home: DeviceHome, reading: Callable[[Current], Found]) -> Found
                 code="no-model",
             )
         try:
-            found = reading(pointer)
             _check_not_put_back(home, pointer)
-            return found
+            return work(pointer)
         except TrustError:
             if current(home) == pointer:
                 raise  # not an update that took place in between
@@ -235,7 +209,7 @@ def read(
     files = {}
     for name in names:
         if name in SEALED:
-            files[name] = bytes(_open(home, installed, name))
+            files[name] = bytes(open_sealed(home, installed, name))
             continue
         try:
             files[name] = (home.slots / installed.slot / name).read_bytes()
@@ -246,7 +220,12 @@ def read(
     return files
 
 
-def _open(home: DeviceHome, installed: Installed, name: str, shift: int = 0) -> memoryview:
+def open_sealed(home: DeviceHome, installed: Installed, name: str, shift: int = 0) -> memoryview:
+    """A sealed file of a release, in memory of its own that ``shift`` lays out.
+
+    Raises:
+        TrustError: it is missing, was changed, or is another device's or release's.
+    """
     file = home.slots / installed.slot / _stored(name)
     what, most = installed.sealed_as(name), LIMITS[name]
     try:

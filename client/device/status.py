@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from client.device import log, slots
-from client.device.documents import WEIGHTS
 from client.device.floor import Floor
-from client.device.home import DeviceHome, DevicePolicy
+from client.device.home import DeviceHome
 from client.device.log import History, Kind
-from client.device.verify import Candidate, verify
+from client.device.policy import DevicePolicy
+from client.device.release import WEIGHTS, Candidate
+from client.device.verify import verify
 from common.canonical import Json
 from common.errors import PrivetError
 

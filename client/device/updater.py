@@ -20,12 +20,12 @@ from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]
 from tuf.ngclient import FetcherInterface  # type: ignore[attr-defined]
 
 from client.device import log, slots, verify
-from client.device.documents import RELEASE, WEIGHTS
 from client.device.floor import Floor
 from client.device.home import DeviceHome
 from client.device.log import Accepted, Decision, Kind
 from client.device.metadata import Equivocation, Seen, Source, refresh, typed_errors
 from client.device.preparing import prepare
+from client.device.release import RELEASE, WEIGHTS, Candidate
 from client.device.transport import DEADLINE
 from common import durable
 from common.errors import OperationError, TrustError
@@ -154,7 +154,7 @@ def _prepare_again(home: DeviceHome, installed: slots.Installed) -> None:
 def accept(
     home: DeviceHome,
     now: datetime,
-    candidate: verify.Candidate,
+    candidate: Candidate,
     floor: Floor,
     kind: Kind,
     reason: str,
@@ -235,7 +235,7 @@ def _raised(floor: Floor, seen: Seen, now: int) -> Floor:
     return replace(newer, seen=now)
 
 
-def _praise(candidate: verify.Candidate) -> str:
+def _praise(candidate: Candidate) -> str:
     return (
         f"epsilon {candidate.epsilon:g} at delta {candidate.delta:g} for each {candidate.unit}"
         + (", simulated" if candidate.simulated else "")

@@ -14,55 +14,27 @@ and what an auditor recomputes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from client.device import succession
-from client.device.documents import (
-    AGAIN,
+from client.device.documents import AGAIN, Predicate, ReleaseDocument, claims_of
+from client.device.policy import DevicePolicy
+from client.device.release import (
     ANSWERS,
     LIMITS,
     MODEL,
     RELEASE,
     STATEMENT,
     WEIGHTS,
+    Candidate,
     Claims,
-    Predicate,
-    ReleaseDocument,
 )
-from client.device.home import DevicePolicy
+from client.device.terms import check_claims
 from common import weights
 from common.canonical import digest, encode
-from common.data.schema import Schema
 from common.errors import TrustError
 from common.inference import KnownAnswers, Session
 from common.keys import PublicKey
 from common.statement import Envelope, read_privacy_statement
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A release that passed :func:`verify`.
-
-    Args:
-        name, version: of the model.
-        simulated: the owner accepts that its noise or data were simulated.
-        schema: what it predicts from, and its classes.
-        epsilon, delta, unit: the headline of its privacy statement.
-        files: the verified bytes, by name; without the model where :func:`verify_again` gave this.
-        digests: SHA-256 of every file, by name.
-        session: the model, loaded from those bytes.
-    """
-
-    name: str
-    version: int
-    simulated: bool
-    schema: Schema
-    epsilon: float
-    delta: float
-    unit: str
-    files: Mapping[str, bytes]
-    digests: Mapping[str, str]
-    session: Session
 
 
 def verify(
@@ -97,61 +69,20 @@ def verify(
     _check_digests(files, digests, release.files)
     _check_agreement(release, predicate)
     _check_version(release, floor, name)
-    claims = Claims.of(release, predicate)
-    _check_owners_terms(claims, policy)
+    claims = claims_of(release, predicate)
+    check_claims(claims, policy)
     if WEIGHTS in files:
         _check_weights(files[WEIGHTS], release)
     session = Session(files[MODEL], release.schema)
     KnownAnswers.decode(files[ANSWERS], release.schema).check(session)
-    return _candidate(claims, files, digests, session)
-
-
-def verify_again(
-    claims: Claims,
-    session: Session,
-    files: Mapping[str, bytes],
-    digests: Mapping[str, str],
-    policy: DevicePolicy,
-    keys: Iterable[PublicKey],
-    successors: Callable[[], Mapping[str, str]],
-) -> Candidate:
-    """Hold what passed :func:`verify` on this device, and was kept, against the policy of now.
-
-    Args:
-        claims, session: of exactly these files; the caller is sure of that, and of the session.
-        files: with these digests; the statement among them.
-        digests: of all files of the release.
-
-    Raises:
-        TrustError: its signers or its claims are not what the owner allows now.
-    """
-    succession.payload(Envelope.decode(files[STATEMENT]), policy, keys, successors)
-    _check_owners_terms(claims, policy)
-    return _candidate(claims, files, digests, session)
+    return Candidate.of(claims, files, digests, session)
 
 
 def claimed(candidate: Candidate) -> Claims:
     """What a candidate's files say."""
     payload = Envelope.decode(candidate.files[STATEMENT]).payload
     predicate = Predicate.read(read_privacy_statement(payload)[1])
-    return Claims.of(ReleaseDocument.read(candidate.files[RELEASE]), predicate)
-
-
-def _candidate(
-    claims: Claims, files: Mapping[str, bytes], digests: Mapping[str, str], session: Session
-) -> Candidate:
-    return Candidate(
-        name=claims.name,
-        version=claims.version,
-        simulated=claims.simulated,
-        schema=claims.schema,
-        epsilon=claims.epsilon,
-        delta=claims.delta,
-        unit=claims.unit,
-        files=dict(files),
-        digests=digests,
-        session=session,
-    )
+    return claims_of(ReleaseDocument.read(candidate.files[RELEASE]), predicate)
 
 
 def check_allowed(
@@ -167,7 +98,7 @@ def check_allowed(
     """
     files = candidate.files
     predicate = _check_statement(files[STATEMENT], candidate.digests, policy, keys, successors)
-    _check_owners_terms(Claims.of(ReleaseDocument.read(files[RELEASE]), predicate), policy)
+    check_claims(claims_of(ReleaseDocument.read(files[RELEASE]), predicate), policy)
 
 
 def label(data: bytes) -> tuple[str | None, int | None]:
@@ -252,43 +183,6 @@ def _check_version(release: ReleaseDocument, floor: int, name: str | None) -> No
             hint="the repository shows an old release: find out who put it there",
             code="rollback",
         )
-
-
-def _check_owners_terms(claims: Claims, policy: DevicePolicy) -> None:
-    _check_owners_floor(claims, policy)
-    _check_policy(claims, policy)
-
-
-def _check_owners_floor(claims: Claims, policy: DevicePolicy) -> None:
-    if claims.version < policy.least_version:
-        raise TrustError(
-            f"{claims.name} version {claims.version} is older than version "
-            f"{policy.least_version}, the oldest that this device's owner lets run",
-            hint="the repository shows an old release: find out who put it there; if it is right, "
-            "let the device's owner change least_version",
-            code="too-old",
-        )
-
-
-def _check_policy(claims: Claims, policy: DevicePolicy) -> None:
-    if claims.repeatable and not policy.accept_simulated:
-        raise TrustError(
-            f"{claims.name} version {claims.version} is a simulated release",
-            hint="its noise can be repeated, so it protects nobody; set accept_simulated only on a "
-            "test device",
-            code="simulated",
-        )
-    for what, value, greatest in (
-        ("epsilon", claims.epsilon, policy.greatest_epsilon),
-        ("delta", claims.delta, policy.greatest_delta),
-    ):
-        if not value <= greatest:
-            raise TrustError(
-                f"{claims.name} version {claims.version} states {what} {value:g}; this device's "
-                f"policy allows {greatest:g}",
-                hint=f"keep the model in use, or let the device's owner change greatest_{what}",
-                code="policy",
-            )
 
 
 def _check_weights(data: bytes, release: ReleaseDocument) -> None:

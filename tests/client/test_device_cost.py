@@ -10,9 +10,9 @@ import pytest
 
 from client.device import measure as module
 from client.device.cold import peak_bytes
-from client.device.documents import MODEL
 from client.device.energy import Energy, Rapl
 from client.device.measure import Calls, measure, start
+from client.device.release import MODEL
 from client.device.updater import update
 from common.errors import OperationError, TrustError
 from privet.cli import run

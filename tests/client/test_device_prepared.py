@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.device import prepared, runtime, slots
+from client.device import prepared, slots, verify
 from client.device.home import DeviceHome
 from client.device.prepared import Prepared
 from client.device.rollback import roll_back
@@ -20,42 +20,41 @@ from client.device.updater import update
 from common.errors import TrustError
 from common.inference import KnownAnswers
 from tests.client.device_fixtures import (
+    FIRST,
     NOW,
     POLICY,
     RECORDS,
+    SECOND,
     STRANGER,
     Recipe,
     World,
+    answers,
     contents,
+    is_answer_of,
 )
-
-FIRST, SECOND = Recipe(version=1), Recipe(version=2)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    made = World.make(tmp_path)
-    made.publish(FIRST)
-    update(made.home, NOW)
-    return made
+    return World.updated(tmp_path)
 
 
 def is_whole(home: DeviceHome, recipe: Recipe = FIRST) -> bool:
-    found = Predictor.load(home).probabilities(RECORDS)
-    return np.allclose(found, recipe.model.answer(RECORDS), atol=1e-6)
+    return is_answer_of(recipe, answers(home))
 
 
 @pytest.fixture
 def fully(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of each release that a start verifies in full."""
     seen: list[str] = []
-    real = runtime.verify
+    real = verify.verify
 
     def counted(*arguments, **more):
-        seen.append(more["name"])
+        if "known" in more:  # not an update
+            seen.append(more["name"])
         return real(*arguments, **more)
 
-    monkeypatch.setattr(runtime, "verify", counted)
+    monkeypatch.setattr(verify, "verify", counted)
     return seen
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -319,3 +320,9 @@ def test_optimizing_leaves_no_file() -> None:
     opened = len(list(Path("/proc/self/fd").iterdir()))
     optimized(wide_model())
     assert len(list(Path("/proc/self/fd").iterdir())) == opened
+
+
+def test_the_runtime_has_a_call_without_its_python_part() -> None:
+    """It goes by no public name: an upgrade that moves it makes short calls a tenth slower."""
+    called = Session(BYTES, SCHEMA)._run.__self__
+    assert not isinstance(called, onnxruntime.InferenceSession)
