@@ -212,24 +212,31 @@ def _install() -> Row:
 
 
 def _opening(quick: bool) -> list[Row]:
-    """A model of a million parameters opened, beside the same bytes hashed."""
+    """A model of a million parameters opened, beside the same bytes in a file that is hashed."""
     data = np.random.default_rng(1).bytes(MODEL_BYTES)
     what: dict[str, str | int] = {"name": "model", "version": 1, "digest": digest(data)}
     with tempfile.TemporaryDirectory() as folder:
         device = Identity.create(Path(folder) / "keys")
         file = Path(folder) / "sealed"
         file.write_bytes(device.seal(data, what))
+        plain_file = Path(folder) / "plain"
+        plain_file.write_bytes(data)
 
         def open_() -> None:
             device.open(file, what, most=MODEL_BYTES)
 
         def hash_() -> None:
-            digest(data)
+            digest(plain_file.read_bytes())
 
         turns = in_turn({"open": open_, "hash": hash_}, 0.5 if quick else 5.0, least=5)
     return [
         plain("a sealed model of 4 MiB, opened", turns.median("open"), "ms"),
-        at_most("a sealed model of 4 MiB, opened / hashed", turns.ratio("open", "hash"), "x", 1.0),
+        at_most(
+            "a sealed model of 4 MiB, opened / read and hashed",
+            turns.ratio("open", "hash"),
+            "x",
+            1.0,
+        ),
     ]
 
 

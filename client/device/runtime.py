@@ -1,7 +1,8 @@
 """Predict with the installed model, after verifying it once more.
 
 The rule: the model that answers is the bytes that were verified at this start: digests, signatures
-and the owner's policy of today, not of the day of the update. A record outside of the schema's
+and the owner's policy of today, not of the day of the update. What an update worked out from the
+same bytes on this machine, and sealed, is not worked out again. A record outside of the schema's
 public bounds is refused rather than guessed at.
 """
 
