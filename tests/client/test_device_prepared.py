@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +73,25 @@ def test_a_start_after_an_update_verifies_nothing_in_full_and_answers_the_same(
     file_of(world.home).unlink()
     np.testing.assert_array_equal(Predictor.load(world.home).probabilities(RECORDS), quick)
     assert fully == ["clinic-linear"]
+
+
+def test_a_start_imports_no_check_that_an_update_made_and_no_reader(world: World) -> None:
+    code = (
+        "import sys\n"
+        "from client.device.runtime import Predictor\n"
+        "from common.inference import synthetic_records\n"
+        f"model = Predictor.load({str(world.home.path)!r})\n"
+        "model.probabilities(synthetic_records(model.schema, 2))\n"
+        "own = [name for name in sys.modules if name.startswith(('client.', 'common.'))]\n"
+        "print(*own, *({'tuf', 'tempfile', 'tomllib', 'difflib'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "client.device.prepared" in imported
+    unneeded = {"verify", "documents", "updater", "preparing", "reading", "reading.opening"}
+    assert not imported & {f"client.device.{name}" for name in unneeded}
+    assert not imported & {"common.onnx_format", "common.onnx_grammar", "common.weights"}
+    assert not imported & {"tuf", "tempfile", "tomllib", "difflib"}
 
 
 def test_a_release_that_was_gone_back_to_starts_quickly_too(world: World, fully: list[str]) -> None:
