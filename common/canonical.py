@@ -52,7 +52,9 @@ def parse_number(text: object) -> float:
 def encode(value: object) -> bytes:
     """The canonical bytes of a value: sorted keys, no spaces, UTF-8, integers only."""
     _check(value, 0)
-    text = json.dumps(_sorted(value), separators=(",", ":"), ensure_ascii=False)
+    text = _ENCODER.encode(value)
+    if not text.isascii():  # then there may be keys that the encoder puts in another order
+        text = _ENCODER_AS_GIVEN.encode(_sorted(value))
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -85,9 +87,7 @@ def digest(data: bytes) -> str:
 
 def _loads(data: bytes) -> Json:
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        value = _DECODER.decode(data.decode("utf-8"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CanonicalError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -104,6 +104,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
 
 def _no_constant(name: str) -> float:
     raise CanonicalError(f"{name} is not JSON")
+
+
+# Made once: what json's own functions make anew at each call takes longer than a small document.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_ENCODER_AS_GIVEN = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
 
 def _sorted(value: Any) -> Any:

@@ -8,11 +8,9 @@ both.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 import sys
-import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -238,7 +236,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> Table:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}", code="unreadable-file") from error
     try:
-        values = tomllib.loads(text)
+        values = _loads(text)
     except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise PlanError(
             f"{path} is not valid TOML: {error}",
@@ -251,6 +249,12 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> Table:
     return Table(values, source=str(path), lines=lines)
 
 
+def _loads(text: str) -> dict[str, Any]:
+    import tomllib  # not where JSON alone is read
+
+    return tomllib.loads(text)
+
+
 def _apply(values: dict[str, Any], lines: dict[str, int], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
@@ -259,7 +263,7 @@ def _apply(values: dict[str, Any], lines: dict[str, int], override: str) -> None
             f"--set {override!r} is not KEY=VALUE", hint="for example --set policy.budget=4.0"
         )
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = _loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         value = text  # a bare word is a text
     table = values
@@ -292,6 +296,8 @@ def _kind(value: object) -> str:
 
 
 def _one_of(value: str, choices: Collection[str]) -> str:
+    import difflib  # where something was misspelt
+
     close = difflib.get_close_matches(value, choices, n=1)
     known = ", ".join(sorted(choices))
     return (f"did you mean {close[0]!r}? " if close else "") + f"known: {known}"

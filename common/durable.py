@@ -12,7 +12,6 @@ import errno
 import fcntl
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +70,8 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
         OperationError: nothing was changed; the temporary file is gone.
     """
     with disk_errors(path):
+        import tempfile  # not where nothing is written
+
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
@@ -28,7 +28,6 @@ from common import durable
 from common.canonical import digest, encode
 from common.errors import OperationError, TrustError
 
-_RAW = serialization.Encoding.Raw
 MAX_KEY_BYTES = 2**16
 
 
@@ -68,7 +67,7 @@ class SigningKey:
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
-        self.public = PublicKey(key.public_key().public_bytes(_RAW, serialization.PublicFormat.Raw))
+        self.public = PublicKey(key.public_key().public_bytes_raw())
 
     def __repr__(self) -> str:
         return f"SigningKey({self.public.fingerprint[:12]}…)"

@@ -224,7 +224,7 @@ def _integers(value: Value) -> Iterator[int]:
         raise not_usable("it holds a malformed shape")
     position = 0
     while position < len(value):
-        number, position = _varint(value, position)
+        number, position = varint(value, position)
         yield number
 
 
@@ -259,14 +259,14 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
         key = message[position]
         position += 1
         if key > 127:
-            key, position = _varint(message, position - 1)
+            key, position = varint(message, position - 1)
         wire = key & 7
         value: Value
         if wire == 0:
-            value, position = _varint(message, position)
+            value, position = varint(message, position)
         else:
             if wire == 2:
-                length, position = _varint(message, position)
+                length, position = varint(message, position)
             elif wire in (1, 5):
                 length = 8 if wire == 1 else 4
             else:  # groups (3, 4) are not used by ONNX
@@ -278,7 +278,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
         yield key >> 3, wire, value
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
+def varint(message: memoryview, position: int) -> tuple[int, int]:
     if position < len(message) and message[position] < 0x80:  # nearly always
         return message[position], position + 1
     result = 0

@@ -21,7 +21,8 @@ import numpy as np
 
 from audit.report import render_run
 from audit.wording import called
-from client.device.home import DeviceHome, DevicePolicy
+from client.device.home import DeviceHome
+from client.device.policy import DevicePolicy
 from client.device.runtime import Predictor
 from client.device.updater import update
 from client.home import HOME_VARIABLE

@@ -36,6 +36,10 @@ class Bounds:
         else:
             self._lower, self._upper = (np.array(one, np.float32) for one in schema.bounds())
         self._batch = batch_of(schema)
+        # From 0 on, floats are in the order of their bits, and whatever is below or not a number
+        # has greater ones: one comparison says all. (-0.0 is looked at again, and let through.)
+        from_zero = not self._lower.any() and (self._upper >= 0).all()
+        self._greatest = self._upper.view(np.uint32) if from_zero else None
 
     def check(self, records: NDArray[Any], *, first: int = 0, source: str = "") -> Array:
         """The records as float32, (B, *schema.shape).
@@ -47,15 +51,28 @@ class Bounds:
         Raises:
             DataError: wrong shape, not numbers, not finite or out of bounds; names the record.
         """
+        if self._are_within(records):
+            return records
         self.check_kind(records.shape, records.dtype, source)
-        small = records.dtype == np.float32 and len(records) <= self._batch  # as a request comes
-        if small and all_of((records >= self._lower) & (records <= self._upper)):
-            return np.ascontiguousarray(records)
         for start in range(0, len(records), self._batch):
             with np.errstate(over="ignore"):  # too large for float32: infinite, and refused
                 batch = np.asarray(records[start : start + self._batch], np.float32)
             self._check_batch(batch, first + start, source)
         return np.ascontiguousarray(records, np.float32)
+
+    def _are_within(self, records: NDArray[Any]) -> bool:
+        """Whether they are a small batch as the model takes it, within the bounds; else: unsure."""
+        if (
+            type(records) is not np.ndarray
+            or records.dtype != np.float32
+            or records.shape[1:] != self._shape
+            or len(records) > self._batch
+            or not records.flags.c_contiguous
+        ):
+            return False
+        if self._greatest is not None:
+            return all_of(records.view(np.uint32) <= self._greatest)
+        return all_of((records >= self._lower) & (records <= self._upper))
 
     def check_kind(self, shape: tuple[int, ...], dtype: np.dtype[Any], source: str = "") -> None:
         """Refuse what cannot be records, whatever the values; see :meth:`check`."""

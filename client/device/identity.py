@@ -1,13 +1,12 @@
 """Who is this device? Two keys that were made here and stay here, outside of its directory.
 
 The rule: one key directory is one device. The Ed25519 key signs what the device decided and how far
-it came; the X25519 key opens models that were sealed to it (HPKE, RFC 9180, base mode). What is
-sealed is bound to the device, the release, the file and its digest: anywhere else it does not open.
-Base mode lets anybody seal who has the public key; here a secret of the device is part of the
-``info`` too, so what opens was sealed by this device, and need not be hashed again.
+it came; from the other one come the keys under which it seals its models: see
+:mod:`client.device.sealing`. What is sealed is bound to the device, the release, the file and its
+digest: anywhere else it does not open.
 
     device         Ed25519, signs decisions and the floor
-    device-seal    X25519, opens models
+    device-seal    32 random bytes, seal models
     floor.json     what must outlive the device's directory: see :mod:`client.device.floor`
 
 The keys are files (0600) that the owner's account can read. That protects a stolen disk or backup
@@ -16,20 +15,18 @@ of the device's directory, and nothing against whoever has the whole machine.
 
 from __future__ import annotations
 
-import hmac
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
-
+from client.device import sealing
 from common.canonical import encode
-from common.errors import OperationError, TrustError
+from common.errors import OperationError
 from common.keys import KeyDirectory, SigningKey
 
 SIGNING, SEALING = "device", "device-seal"
-_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-_PURPOSE = "privet/device/sealed-file/v1"
+_PURPOSE = "privet/device/sealed-file/v2"  # 1: to an X25519 key
 
 
 class Identity:
@@ -48,9 +45,7 @@ class Identity:
         directory = KeyDirectory(keys)
         try:
             self.key: SigningKey = directory.load(SIGNING)
-            secret = directory.secret(SEALING)
-            self._opener = X25519PrivateKey.from_private_bytes(secret)
-            self._by = hmac.digest(secret, _PURPOSE.encode(), "sha256").hex()
+            self._secret = directory.secret(SEALING)
         except OperationError as error:
             raise OperationError(
                 error.message,
@@ -67,34 +62,29 @@ class Identity:
                 directory.create_secret(name)
         return cls(keys)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the signing key: the device's name."""
         return self.key.public.fingerprint
 
-    def seal(self, data: bytes, what: dict[str, str | int]) -> bytes:
-        """Encrypt to this device; 48 bytes longer.
+    def seal(self, data: bytes, what: Mapping[str, Any]) -> bytes:
+        """Encrypt to this device; :data:`~client.device.sealing.LONGER` bytes longer.
 
         Args:
-            what: all that has to be the same when it is opened.
+            what: all that has to be the same when it is opened, as canonical JSON takes it.
         """
-        return _SUITE.encrypt(data, self._opener.public_key(), self._info(what))
+        return sealing.seal(data, self._secret, self._purpose(what))
 
-    def open(self, sealed: bytes, what: dict[str, str | int]) -> bytes:
-        """What :meth:`seal` was given.
+    def open(self, file: Path, what: Mapping[str, Any], *, most: int, shift: int = 0) -> memoryview:
+        """What :meth:`seal` was given, from a file; see :func:`client.device.sealing.open_file`.
 
         Raises:
-            TrustError: it was sealed to another device, as something else, or was changed.
+            OSError: the file cannot be read.
+            TrustError: ``not-ours``: it was sealed by another device, as something else, or was
+                changed.
         """
-        try:
-            return _SUITE.decrypt(sealed, self._opener, self._info(what))
-        except (InvalidTag, ValueError) as error:
-            raise TrustError(
-                "it does not open with this device's key: it was changed, or sealed as another "
-                "release or for another device",
-                code="not-ours",
-            ) from error
+        purpose = self._purpose(what)
+        return sealing.open_file(file, self._secret, purpose, most=most, shift=shift)
 
-    def _info(self, what: dict[str, str | int]) -> bytes:
-        device = {"purpose": _PURPOSE, "device": self.fingerprint, "by": self._by}
-        return encode({**what, **device})
+    def _purpose(self, what: Mapping[str, Any]) -> bytes:
+        return encode({**what, "purpose": _PURPOSE, "device": self.fingerprint})

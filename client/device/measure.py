@@ -26,8 +26,8 @@ from client.device import slots
 from client.device.cold import ABSENT
 from client.device.energy import WATTS, Energy, Rapl
 from client.device.home import DeviceHome
+from client.device.release import MODEL
 from client.device.runtime import Predictor, installed
-from client.device.verify import MODEL
 from common.errors import OperationError
 from common.inference import INPUT, OUTPUT, Array, options, synthetic_records
 
@@ -165,8 +165,8 @@ def measure(
         OperationError: nothing is installed, or a process could not be started.
         TrustError: what is installed does not verify.
     """
-    candidate = installed(home)
-    predictor, model = Predictor(candidate), candidate.files[MODEL]
+    predictor = Predictor(installed(home))
+    model = slots.load(home)[1][MODEL]
     session = onnxruntime.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
 
     def bare(records: Array) -> Any:

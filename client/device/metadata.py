@@ -22,9 +22,9 @@ from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp  # type: ignore[attr-defined]
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig  # type: ignore[attr-defined]
 
-from client.device import verify
 from client.device.floor import Floor
 from client.device.home import STAGING, DeviceHome
+from client.device.release import LIMITS
 from client.device.transport import (
     Bounded,
     DirectoryFetcher,
@@ -130,7 +130,7 @@ def refresh(
         finally:
             _keep_roots(home, staging)
         seen = _check_seen(staging, recording.data, floor)
-        targets = {name: _target(updater, name) for name in verify.LIMITS}
+        targets = {name: _target(updater, name) for name in LIMITS}
         for name in _ONLINE:
             _keep(staging / name, home.tuf / name)
     return targets, seen
@@ -180,8 +180,8 @@ def _target(updater: Updater, name: str) -> TargetFile:
             hint="this is not a repository of models, or an incomplete release was signed",
             code="incomplete-release",
         )
-    if target.length > verify.LIMITS[name]:
-        raise TrustError(f"{name} has {target.length} bytes, over {verify.LIMITS[name]}")
+    if target.length > LIMITS[name]:
+        raise TrustError(f"{name} has {target.length} bytes, over {LIMITS[name]}")
     return target
 
 

@@ -1,7 +1,8 @@
 """Predict with the installed model, after verifying it once more.
 
 The rule: the model that answers is the bytes that were verified at this start: digests, signatures
-and the owner's policy of today, not of the day of the update. A record outside of the schema's
+and the owner's policy of today, not of the day of the update. What an update worked out from the
+same bytes on this machine, and sealed, is not worked out again. A record outside of the schema's
 public bounds is refused rather than guessed at.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,13 @@ from client.device import slots
 from client.device.answers import Answers, Prediction, Thresholds
 from client.device.bounds import Bounds, batch_of
 from client.device.home import DeviceHome
-from client.device.reading.opening import open_source
-from client.device.reading.source import Batch, Source
-from client.device.verify import Candidate, verify
+from client.device.prepared import Prepared
+from client.device.release import MODEL, STATEMENT, Candidate
+from client.device.terms import check_again
 from common.inference import Array, Latency
+
+if TYPE_CHECKING:
+    from client.device.reading.source import Batch, Source
 
 _LIKELIEST = Thresholds()
 
@@ -33,9 +37,17 @@ def installed(home: DeviceHome) -> Candidate:
         OperationError: nothing is installed yet.
         TrustError: it was changed on disk, or the owner's policy no longer allows it.
     """
-    pointer, files = slots.load(home)
+    return slots.of_current(home, lambda pointer: _candidate(home, pointer))
+
+
+def _candidate(home: DeviceHome, pointer: slots.Current) -> Candidate:
+    prepared = slots.ready(home, pointer.release)
+    if prepared is not None and (found := _ready(home, pointer, prepared)) is not None:
+        return found
+    from client.device.verify import verify  # what an update has prepared needs none of it
+
     return verify(
-        files,
+        slots.read(home, pointer.release, slots.NEEDED),
         home.policy,
         home.keys(),
         successors=home.successors,
@@ -43,6 +55,18 @@ def installed(home: DeviceHome) -> Candidate:
         name=pointer.name,
         known=pointer.sealed,
     )
+
+
+def _ready(home: DeviceHome, pointer: slots.Current, prepared: Prepared) -> Candidate | None:
+    """What an update has prepared, if the owner's terms of now allow it; None: it cannot be used.
+
+    Nothing is loaded before they do.
+    """
+    release, claims = pointer.release, prepared.claims
+    files = slots.read(home, release, slots.PUBLIC)
+    check_again(claims, files[STATEMENT], home.policy, home.keys(), home.successors)
+    session = prepared.session(slots.open_sealed(home, release, MODEL, prepared.shift))
+    return Candidate.of(claims, files, pointer.digests, session) if session else None
 
 
 class Predictor:
@@ -76,7 +100,10 @@ class Predictor:
         Raises:
             DataError: wrong shape, not finite, or out of bounds; names the record (from 0).
         """
-        return self.run(self.check(records))
+        checked = self._bounds.check(records)
+        if len(checked) <= self._batch:
+            return self._session.answer(checked)
+        return self.run(checked)
 
     def check(self, records: NDArray[Any]) -> Array:
         """Records as float32; refuses what the model knows nothing about: :meth:`probabilities`."""
@@ -117,6 +144,8 @@ class Predictor:
             DataError: names the file, and the line and column where there is one.
             InputError: it is none of these, or what reads it is not installed.
         """
+        from client.device.reading.opening import open_source  # arrays alone need no reader
+
         return open_source(source, self.schema)
 
     def stream(

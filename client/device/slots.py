@@ -3,27 +3,33 @@
 The rule: a release is written to the slot that is not in use and read back whole before
 ``current.json`` points to it, and what ``current.json`` points to is authenticated before it is
 used: hashed, or opened with the device's key, which is bound to the hash. Killed at any write, the
-device loads the old release or the new one. The model lies sealed to the device; a directory that
-somebody put back to an older release than the device last switched to is refused.
+device loads the old release or the new one. The model lies sealed to the device, and so does what
+was prepared of it, without which a start only takes longer; a directory that somebody put back to
+an older release than the device last switched to is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from client.device.home import DeviceHome
-from client.device.verify import LIMITS, MODEL, RELEASE, WEIGHTS, Candidate
+from client.device.prepared import LIMIT, Prepared, made_for
+from client.device.release import LIMITS, MODEL, RELEASE, WEIGHTS, Candidate
 from common import durable
 from common.canonical import CanonicalError, Json, decode, digest, encode
 from common.config import Table
 from common.errors import InputError, OperationError, TrustError
 
-SCHEMA_VERSION = 2  # 2: sealed, with the release before
+SCHEMA_VERSION = 3  # 3: sealed under a secret of the device's
 SLOTS = ("a", "b")
 SEALED = (WEIGHTS, MODEL)  # the rest is public, and says nothing of the model
+PREPARED = "prepared"
 SUFFIX = ".sealed"
 NEEDED = tuple(name for name in LIMITS if name != WEIGHTS)  # for answering
+PUBLIC = tuple(name for name in LIMITS if name not in SEALED)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Installed:
         table.done()
         return installed
 
-    def sealed_as(self, file: str) -> dict[str, str | int]:
+    def sealed_as(self, file: str) -> Json:
         """What a sealed file of it is bound to, besides the device."""
         return {
             "name": self.name,
@@ -70,6 +76,11 @@ class Installed:
             "file": file,
             "digest": self.digests[file],
         }
+
+    def prepared_as(self) -> Json:
+        """What is prepared of it is bound to, besides the device."""
+        named = {"name": self.name, "version": self.version, "file": PREPARED}
+        return {**named, "digests": dict(self.digests), **made_for()}
 
 
 @dataclass(frozen=True)
@@ -136,12 +147,22 @@ def current(home: DeviceHome) -> Current | None:
 
 
 def load(home: DeviceHome) -> tuple[Current, dict[str, bytes]]:
-    """What answering needs of the current release: bytes with the recorded digests, no weights.
+    """What verifying needs of the current release: bytes with the recorded digests, no weights.
 
     Raises:
         OperationError: there is no release yet, or the device's keys are gone.
         TrustError: a file is missing or was changed, the keys are another device's, or the
             directory was put back to an older release.
+    """
+    return of_current(home, lambda pointer: (pointer, read(home, pointer.release, NEEDED)))
+
+
+def of_current(home: DeviceHome, work: Callable[[Current], Found]) -> Found:
+    """What is made of the release that is current, also if that changes meanwhile.
+
+    Raises:
+        OperationError: there is no release yet.
+        TrustError: the directory was put back to an older release; or what ``work`` raises.
     """
     while True:
         pointer = current(home)
@@ -152,12 +173,25 @@ def load(home: DeviceHome) -> tuple[Current, dict[str, bytes]]:
                 code="no-model",
             )
         try:
-            files = read(home, pointer.release, NEEDED)
             _check_not_put_back(home, pointer)
-            return pointer, files
+            return work(pointer)
         except TrustError:
             if current(home) == pointer:
                 raise  # not an update that took place in between
+
+
+def ready(home: DeviceHome, installed: Installed) -> Prepared | None:
+    """What was prepared of a release, for what runs here; None without it."""
+    file = home.slots / installed.slot / _stored(PREPARED)
+    try:
+        data = home.identity.open(file, installed.prepared_as(), most=LIMIT)
+    except OSError:
+        return None
+    except TrustError as error:
+        if error.code != "not-ours":
+            raise
+        return None
+    return Prepared.decode(data)
 
 
 def size(home: DeviceHome) -> int:
@@ -174,29 +208,51 @@ def read(
     """Files of a release in a slot; :class:`TrustError` unless each is whole."""
     files = {}
     for name in names:
+        if name in SEALED:
+            files[name] = bytes(open_sealed(home, installed, name))
+            continue
         try:
-            data = (home.slots / installed.slot / _stored(name)).read_bytes()
-            if name in SEALED:
-                data = home.identity.open(data, installed.sealed_as(name))
+            files[name] = (home.slots / installed.slot / name).read_bytes()
         except OSError as error:
-            raise _damaged(f"slot {installed.slot} lacks {name}: {error.strerror}") from error
-        except TrustError as error:
-            if error.code != "not-ours":
-                raise
-            raise _damaged(
-                f"{name} in slot {installed.slot} was changed since it was verified, or sealed to "
-                "another device or as another release"
-            ) from error
-        if name not in SEALED and digest(data) != installed.digests[name]:
+            raise _lacks(installed, name, error) from error
+        if digest(files[name]) != installed.digests[name]:
             raise _damaged(f"{name} in slot {installed.slot} was changed since it was verified")
-        files[name] = data
     return files
 
 
-def install(home: DeviceHome, candidate: Candidate, before: Current | None, *, keep: bool) -> None:
+def open_sealed(home: DeviceHome, installed: Installed, name: str, shift: int = 0) -> memoryview:
+    """A sealed file of a release, in memory of its own that ``shift`` lays out.
+
+    Raises:
+        TrustError: it is missing, was changed, or is another device's or release's.
+    """
+    file = home.slots / installed.slot / _stored(name)
+    what, most = installed.sealed_as(name), LIMITS[name]
+    try:
+        return home.identity.open(file, what, most=most, shift=shift)
+    except OSError as error:
+        raise _lacks(installed, name, error) from error
+    except TrustError as error:
+        if error.code != "not-ours":
+            raise
+        raise _damaged(
+            f"{name} in slot {installed.slot} was changed since it was verified, or sealed by "
+            "another device or as another release"
+        ) from error
+
+
+def install(
+    home: DeviceHome,
+    candidate: Candidate,
+    prepared: Prepared | None,
+    before: Current | None,
+    *,
+    keep: bool,
+) -> None:
     """Make a verified release current.
 
     Args:
+        prepared: of this candidate.
         before: what was current, if that can be read.
         keep: it is whole, so that there is a way back to it.
     """
@@ -207,8 +263,19 @@ def install(home: DeviceHome, candidate: Candidate, before: Current | None, *, k
             data = home.identity.seal(data, installed.sealed_as(name))
         durable.replace(home.slots / slot / _stored(name), data)
     read(home, installed)
+    put_ready(home, installed, prepared)
     back = before.release if before and keep and before.version < installed.version else None
     _write(home, Current(installed, back))
+
+
+def put_ready(home: DeviceHome, installed: Installed, prepared: Prepared | None) -> None:
+    """Keep what was prepared of a release in its slot, in the place of what is there."""
+    file = home.slots / installed.slot / _stored(PREPARED)
+    if prepared is not None:
+        sealed = home.identity.seal(prepared.encode(), installed.prepared_as())
+        durable.replace(file, sealed)
+    else:
+        file.unlink(missing_ok=True)  # of another release, or runtime: it does not open
 
 
 def go_back(home: DeviceHome, before: Current, to: Installed) -> None:
@@ -227,11 +294,15 @@ def _check_not_put_back(home: DeviceHome, pointer: Current) -> None:
 
 
 def _stored(name: str) -> str:
-    return name + SUFFIX if name in SEALED else name
+    return name + SUFFIX if name in (*SEALED, PREPARED) else name
 
 
 def _write(home: DeviceHome, pointer: Current) -> None:
     durable.replace(home.current, encode(pointer.json()))
+
+
+def _lacks(installed: Installed, name: str, error: OSError) -> TrustError:
+    return _damaged(f"slot {installed.slot} lacks {name}: {error.strerror}")
 
 
 def _damaged(why: str) -> TrustError:

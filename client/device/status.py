@@ -11,13 +11,19 @@ from datetime import UTC, datetime
 
 from client.device import log, slots
 from client.device.floor import Floor
-from client.device.home import DeviceHome, DevicePolicy
+from client.device.home import DeviceHome
 from client.device.log import History, Kind
-from client.device.verify import WEIGHTS, Candidate, verify
+from client.device.policy import DevicePolicy
+from client.device.release import WEIGHTS, Candidate
+from client.device.verify import verify
 from common.canonical import Json
 from common.errors import PrivetError
 
 SHOWN = 20  # decisions
+SLOWLY = (
+    "starts    in full each time: nothing is prepared for this runtime and processor; an update "
+    "prepares it, where the system can"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +33,7 @@ class Status:
     Args:
         current: what ``current.json`` names; None before the first release, or if it is unreadable.
         model: that release, verified just now; None if it does not verify.
+        prepared: it is ready for a start with this runtime and processor.
         damage: why it does not; empty: it does, or there is none.
         since: when the device took it, as its log says; empty if that does not say.
         edited: what the policy says otherwise than what was last set, in plain words.
@@ -37,6 +44,7 @@ class Status:
     floor: Floor
     current: slots.Current | None
     model: Candidate | None
+    prepared: bool
     damage: str
     since: str
     history: History
@@ -53,10 +61,12 @@ class Status:
         policy, floor, key = home.policy, home.floor, home.identity.key.public
         history = log.read(home.decisions, key, floor)
         current = model = None
+        prepared = False
         damage = ""
         try:
             if (current := slots.current(home)) is not None:
                 pointer, files = slots.load(home)
+                prepared = slots.ready(home, pointer.release) is not None
                 files |= slots.read(home, pointer.release, [WEIGHTS])
                 model = verify(
                     files,
@@ -81,6 +91,7 @@ class Status:
             floor=floor,
             current=current,
             model=model,
+            prepared=prepared,
             damage=damage,
             since=since[-1] if since else "",
             history=history,
@@ -134,6 +145,7 @@ class Status:
             "version": self.current.version,
             "since": self.since or None,
             "verified": self.model is not None,
+            "prepared": self.prepared,
             "claims": claims,
             "previous": self.current.previous.version if self.current.previous else None,
         }
@@ -144,6 +156,7 @@ class Status:
             self._runs(),
             *self._claims(),
             *(f"DAMAGED   {self.damage}" for _ in (1,) if self.damage),
+            *(SLOWLY for _ in (1,) if self.model and not self.prepared),
             self._accepts(),
             *(f"POLICY    was changed since it was set: {what}" for what in self.edited),
             self._floor(),

@@ -18,7 +18,7 @@ from common.statement import INTOTO_TYPE, Envelope
 if TYPE_CHECKING:
     from tuf.api.metadata import Root  # type: ignore[attr-defined]
 
-    from client.device.home import DevicePolicy
+    from client.device.policy import DevicePolicy
 
 
 def successors(roots: Iterable[bytes], signers: Collection[str]) -> dict[str, str]:

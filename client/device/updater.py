@@ -24,6 +24,8 @@ from client.device.floor import Floor
 from client.device.home import DeviceHome
 from client.device.log import Accepted, Decision, Kind
 from client.device.metadata import Equivocation, Seen, Source, refresh, typed_errors
+from client.device.preparing import prepare
+from client.device.release import RELEASE, WEIGHTS, Candidate
 from client.device.transport import DEADLINE
 from common import durable
 from common.errors import OperationError, TrustError
@@ -75,7 +77,7 @@ def update(
         try:
             return _update(home, now, Source.of(home, fetcher, deadline), offered, again)
         except TrustError as error:
-            name, version = verify.label(offered.get(verify.RELEASE, b""))
+            name, version = verify.label(offered.get(RELEASE, b""))
             refuse(home, now, name, version, error)
             raise
 
@@ -109,8 +111,9 @@ def _update(
             floor = replace(floor, running=pointer.version)
         if pointer and healthy and _digests(targets) == pointer.digests:
             home.raise_floor(floor)
+            _prepare_again(home, pointer.release)
             return Outcome(False, pointer.name, pointer.version, notice)
-        if pointer and not again and _digests(targets)[verify.RELEASE] == pointer.declined:
+        if pointer and not again and _digests(targets)[RELEASE] == pointer.declined:
             home.raise_floor(floor)
             return _declined(pointer, healthy)
         for name, target in targets.items():
@@ -124,24 +127,40 @@ def _update(
         floor=max((one.version for one in past), default=0),
         name=past[-1].name if past else None,
     )
-    release = candidate.digests[verify.RELEASE]
+    release = candidate.digests[RELEASE]
     _check_same(past, candidate.version, release)
     accept(home, now, candidate, floor, Kind.ACCEPTED, _praise(candidate))
-    slots.install(home, candidate, pointer, keep=healthy)
+    slots.install(home, candidate, prepare(candidate), pointer, keep=healthy)
     home.raise_floor(replace(home.floor, running=candidate.version))
     return Outcome(True, candidate.name, candidate.version, notice)
+
+
+def _prepare_again(home: DeviceHome, installed: slots.Installed) -> None:
+    """What is current, for the runtime and the processor of now, unless that is there."""
+    if slots.ready(home, installed) is not None:
+        return
+    with contextlib.suppress(TrustError):  # the owner's policy of now refuses it, as a start will
+        candidate = verify.verify(
+            slots.read(home, installed),
+            home.policy,
+            home.keys(),
+            successors=home.successors,
+            floor=installed.version,
+            name=installed.name,
+        )
+        slots.put_ready(home, installed, prepare(candidate))
 
 
 def accept(
     home: DeviceHome,
     now: datetime,
-    candidate: verify.Candidate,
+    candidate: Candidate,
     floor: Floor,
     kind: Kind,
     reason: str,
 ) -> None:
     """Log that a release will be used and raise the floor, before anything is switched."""
-    release = candidate.digests[verify.RELEASE]
+    release = candidate.digests[RELEASE]
     decision = Decision(now, kind, candidate.name, candidate.version, release, kind.value, reason)
     decided = log.append(home.decisions, decision, home.identity.key, floor)
     home.raise_floor(decided.accept(candidate.name, candidate.version, release))
@@ -159,7 +178,7 @@ def _installed(home: DeviceHome) -> tuple[slots.Current | None, bool]:
     """What is current as far as it can be read, and whether it is whole."""
     try:
         pointer, _ = slots.load(home)
-        slots.read(home, pointer.release, [verify.WEIGHTS])
+        slots.read(home, pointer.release, [WEIGHTS])
     except OperationError:
         return None, False
     except TrustError as error:
@@ -216,7 +235,7 @@ def _raised(floor: Floor, seen: Seen, now: int) -> Floor:
     return replace(newer, seen=now)
 
 
-def _praise(candidate: verify.Candidate) -> str:
+def _praise(candidate: Candidate) -> str:
     return (
         f"epsilon {candidate.epsilon:g} at delta {candidate.delta:g} for each {candidate.unit}"
         + (", simulated" if candidate.simulated else "")

@@ -14,64 +14,27 @@ and what an auditor recomputes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from client.device import succession
-from client.device.home import DevicePolicy
+from client.device.documents import AGAIN, Predicate, ReleaseDocument, claims_of
+from client.device.policy import DevicePolicy
+from client.device.release import (
+    ANSWERS,
+    LIMITS,
+    MODEL,
+    RELEASE,
+    STATEMENT,
+    WEIGHTS,
+    Candidate,
+    Claims,
+)
+from client.device.terms import check_claims
 from common import weights
-from common.canonical import CanonicalError, decode, digest, encode
-from common.config import Table
-from common.data.schema import Schema
-from common.errors import InputError, TrustError
-from common.inference import INPUT, OUTPUT, KnownAnswers, Session
+from common.canonical import digest, encode
+from common.errors import TrustError
+from common.inference import KnownAnswers, Session
 from common.keys import PublicKey
 from common.statement import Envelope, read_privacy_statement
-
-RELEASE_VERSION = 1
-
-WEIGHTS = "model.safetensors"
-MODEL = "model.onnx"
-ANSWERS = "known-answers.json"
-STATEMENT = "statement.dsse.json"
-CARD = "model-card.md"
-RELEASE = "release.json"
-
-# Every file of a release and the most bytes that a device will hold of it.
-LIMITS = {
-    WEIGHTS: 512 * 2**20,
-    MODEL: 512 * 2**20,
-    ANSWERS: 16 * 2**20,
-    STATEMENT: 16 * 2**20,
-    CARD: 2**20,
-    RELEASE: 2**20,
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A release that passed :func:`verify`.
-
-    Args:
-        name, version: of the model.
-        simulated: the owner accepts that its noise or data were simulated.
-        schema: what it predicts from, and its classes.
-        epsilon, delta, unit: the headline of its privacy statement.
-        files: the verified bytes, by name.
-        digests: SHA-256 of every file, by name.
-        session: the model, loaded from those bytes.
-    """
-
-    name: str
-    version: int
-    simulated: bool
-    schema: Schema
-    epsilon: float
-    delta: float
-    unit: str
-    files: Mapping[str, bytes]
-    digests: Mapping[str, str]
-    session: Session
 
 
 def verify(
@@ -102,28 +65,24 @@ def verify(
     digests = {name: digest(data) for name, data in files.items() if name not in (known or {})}
     digests.update(known or {})
     predicate = _check_statement(files[STATEMENT], digests, policy, keys, successors)
-    release = _Release.read(files[RELEASE])
+    release = ReleaseDocument.read(files[RELEASE])
     _check_digests(files, digests, release.files)
     _check_agreement(release, predicate)
     _check_version(release, floor, name)
-    _check_owners_floor(release, policy)
-    _check_policy(release, predicate, policy)
+    claims = claims_of(release, predicate)
+    check_claims(claims, policy)
     if WEIGHTS in files:
         _check_weights(files[WEIGHTS], release)
     session = Session(files[MODEL], release.schema)
     KnownAnswers.decode(files[ANSWERS], release.schema).check(session)
-    return Candidate(
-        name=release.name,
-        version=release.version,
-        simulated=release.simulated,
-        schema=release.schema,
-        epsilon=predicate.epsilon,
-        delta=predicate.delta,
-        unit=predicate.unit,
-        files=dict(files),
-        digests=digests,
-        session=session,
-    )
+    return Candidate.of(claims, files, digests, session)
+
+
+def claimed(candidate: Candidate) -> Claims:
+    """What a candidate's files say."""
+    payload = Envelope.decode(candidate.files[STATEMENT]).payload
+    predicate = Predicate.read(read_privacy_statement(payload)[1])
+    return claims_of(ReleaseDocument.read(candidate.files[RELEASE]), predicate)
 
 
 def check_allowed(
@@ -139,110 +98,16 @@ def check_allowed(
     """
     files = candidate.files
     predicate = _check_statement(files[STATEMENT], candidate.digests, policy, keys, successors)
-    release = _Release.read(files[RELEASE])
-    _check_owners_floor(release, policy)
-    _check_policy(release, predicate, policy)
+    check_claims(claims_of(ReleaseDocument.read(files[RELEASE]), predicate), policy)
 
 
 def label(data: bytes) -> tuple[str | None, int | None]:
     """Name and version that a ``release.json`` claims, for a log; (None, None) if unreadable."""
     try:
-        release = _Release.read(data)
+        release = ReleaseDocument.read(data)
     except TrustError:
         return None, None
     return release.name, release.version
-
-
-# -- the two documents -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Release:
-    """``release.json``, field by field; an unknown one is refused."""
-
-    name: str
-    version: int
-    simulated: bool
-    plan: str
-    schema: Schema
-    files: dict[str, tuple[str, int]]
-    tensors: weights.Tensors
-
-    @classmethod
-    def read(cls, data: bytes) -> _Release:
-        try:
-            table = Table(decode(data), source=RELEASE, json_numbers=True)
-            table.integer("schema_version", low=RELEASE_VERSION, high=RELEASE_VERSION)
-            table.text("task", choices=("classification",))
-            table.text("input", choices=(INPUT,))
-            table.text("output", choices=(OUTPUT,))
-            release = cls(
-                name=table.name("name"),
-                version=table.integer("version", low=1, high=2**53 - 1),
-                simulated=table.flag("simulated"),
-                plan=table.text("plan"),
-                schema=Schema.read(table.table("schema")),
-                files=_read_files(table.table("files")),
-                tensors=_read_tensors(table.table("tensors")),
-            )
-            table.done()
-        except (CanonicalError, InputError) as error:
-            raise TrustError(f"{RELEASE} is not a release: {error}", hint=_AGAIN) from error
-        return release
-
-
-def _read_files(table: Table) -> dict[str, tuple[str, int]]:
-    files = {}
-    for name in set(LIMITS) - {RELEASE}:
-        entry = table.table(name)
-        files[name] = (entry.text("sha256"), entry.integer("length", low=0, high=LIMITS[name]))
-        entry.done()
-    table.done()
-    return files
-
-
-def _read_tensors(table: Table) -> weights.Tensors:
-    tensors = {}
-    for name in table.values:
-        entry = table.table(name)
-        dtype = entry.text("dtype", choices=tuple(weights.SIZES))
-        tensors[name] = (dtype, entry.integers("shape", low=0, high=2**53 - 1))
-        entry.done()
-    table.done()
-    return tensors
-
-
-@dataclass(frozen=True)
-class _Predicate:
-    """What a device needs of a privacy statement; an auditor reads the rest."""
-
-    plan: str
-    schema: str  # SHA-256 of its canonical JSON
-    name: str
-    version: int
-    simulated: bool
-    noise: tuple[str, ...]
-    unit: str
-    epsilon: float
-    delta: float
-
-    @classmethod
-    def read(cls, document: dict[str, Any]) -> _Predicate:
-        try:
-            table = Table(document, source=STATEMENT, json_numbers=True)
-            return cls(
-                plan=table.text("plan"),
-                schema=table.text("schema"),
-                name=table.name("name"),
-                version=table.integer("version", low=1, high=2**53 - 1),
-                simulated=table.flag("simulated"),
-                noise=table.texts("noise", least=1, most=2),
-                unit=table.text("unit"),
-                epsilon=table.number("epsilon", low=0),
-                delta=table.number("delta", low=0, below=1),
-            )
-        except InputError as error:
-            raise TrustError(f"malformed privacy statement: {error}", hint=_AGAIN) from error
 
 
 # -- the checks, in order --------------------------------------------------------------------------
@@ -263,16 +128,16 @@ def _check_statement(
     policy: DevicePolicy,
     keys: Iterable[PublicKey],
     successors: Callable[[], Mapping[str, str]],
-) -> _Predicate:
+) -> Predicate:
     envelope = Envelope.decode(statement)
     payload = succession.payload(envelope, policy, keys, successors)
     subjects, predicate = read_privacy_statement(payload)
     for name in (WEIGHTS, MODEL):
         if subjects.get(name) != digests[name]:
             raise TrustError(
-                f"the privacy statement is about another {name}", hint=_AGAIN, code="wrong-digest"
+                f"the privacy statement is about another {name}", hint=AGAIN, code="wrong-digest"
             )
-    return _Predicate.read(predicate)
+    return Predicate.read(predicate)
 
 
 def _check_digests(
@@ -283,28 +148,28 @@ def _check_digests(
     for name, (sha256, length) in expected.items():
         if digests[name] != sha256 or (name in files and len(files[name]) != length):
             raise TrustError(
-                f"{name} is not the file that {RELEASE} names", hint=_AGAIN, code="wrong-digest"
+                f"{name} is not the file that {RELEASE} names", hint=AGAIN, code="wrong-digest"
             )
 
 
-def _check_agreement(release: _Release, predicate: _Predicate) -> None:
+def _check_agreement(release: ReleaseDocument, predicate: Predicate) -> None:
     said = (release.name, release.version, release.plan, release.simulated)
     stated = (predicate.name, predicate.version, predicate.plan, predicate.simulated)
     if said != stated:
         raise TrustError(
             f"{RELEASE} says {said}, the privacy statement {stated}",
-            hint=_AGAIN,
+            hint=AGAIN,
             code="mixed-release",
         )
     if digest(encode(release.schema.json())) != predicate.schema:
         raise TrustError(
             f"the schema in {RELEASE} is not the one of the privacy statement",
-            hint=_AGAIN,
+            hint=AGAIN,
             code="mixed-release",
         )
 
 
-def _check_version(release: _Release, floor: int, name: str | None) -> None:
+def _check_version(release: ReleaseDocument, floor: int, name: str | None) -> None:
     if name is not None and release.name != name:
         raise TrustError(
             f"this device runs {name!r}; the release is {release.name!r}",
@@ -320,40 +185,7 @@ def _check_version(release: _Release, floor: int, name: str | None) -> None:
         )
 
 
-def _check_owners_floor(release: _Release, policy: DevicePolicy) -> None:
-    if release.version < policy.least_version:
-        raise TrustError(
-            f"{release.name} version {release.version} is older than version "
-            f"{policy.least_version}, the oldest that this device's owner lets run",
-            hint="the repository shows an old release: find out who put it there; if it is right, "
-            "let the device's owner change least_version",
-            code="too-old",
-        )
-
-
-def _check_policy(release: _Release, predicate: _Predicate, policy: DevicePolicy) -> None:
-    simulated = release.simulated or "simulated" in predicate.noise
-    if simulated and not policy.accept_simulated:
-        raise TrustError(
-            f"{release.name} version {release.version} is a simulated release",
-            hint="its noise can be repeated, so it protects nobody; set accept_simulated only on a "
-            "test device",
-            code="simulated",
-        )
-    for what, value, greatest in (
-        ("epsilon", predicate.epsilon, policy.greatest_epsilon),
-        ("delta", predicate.delta, policy.greatest_delta),
-    ):
-        if not value <= greatest:
-            raise TrustError(
-                f"{release.name} version {release.version} states {what} {value:g}; this device's "
-                f"policy allows {greatest:g}",
-                hint=f"keep the model in use, or let the device's owner change greatest_{what}",
-                code="policy",
-            )
-
-
-def _check_weights(data: bytes, release: _Release) -> None:
+def _check_weights(data: bytes, release: ReleaseDocument) -> None:
     """A sound file, of exactly the tensors that the release names."""
     found = weights.check(data)
     if found != release.tensors:
@@ -361,9 +193,6 @@ def _check_weights(data: bytes, release: _Release) -> None:
         raise TrustError(
             f"{WEIGHTS} and {RELEASE} differ about tensor {odd[0]!r:.80}: {found.get(odd[0])} and "
             f"{release.tensors.get(odd[0])}",
-            hint=_AGAIN,
+            hint=AGAIN,
             code="other-tensors",
         )
-
-
-_AGAIN = "obtain the release again from its source; if it is still refused, do not use it"

@@ -54,7 +54,8 @@ def init_device(
     quiet: QuietOption = False,
 ) -> None:
     """Enrol a device: its keys, what it trusts and what it accepts."""
-    from client.device.home import DeviceHome, DevicePolicy
+    from client.device.home import DeviceHome
+    from client.device.policy import DevicePolicy
     from common.bundle import Trust
     from common.errors import InputError
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Annotated
-from urllib.request import getproxies, proxy_bypass
 
 import typer
 
@@ -29,6 +28,8 @@ def flower(
     quiet: QuietOption = False,
 ) -> None:
     """Let `flwr run`, `list`, `log` and `stop` work with a link: a connection, and a thin app."""
+    from urllib.request import getproxies, proxy_bypass  # a web client: a tenth of any command
+
     from server import thin_app
     from server.federation.directory import Federation
     from server.link.place import LOOPBACK, Place

@@ -12,7 +12,8 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import Metadata, MetaFile
 from tuf.ngclient import FetcherInterface
 
-from client.device.home import DeviceHome, DevicePolicy
+from client.device.home import DeviceHome
+from client.device.policy import DevicePolicy
 from client.device.transport import DirectoryFetcher
 from client.device.updater import update
 from common.errors import EXIT_TRUST, TrustError

@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from client.device import log
-from client.device.home import DeviceHome, DevicePolicy
+from client.device.home import DeviceHome
+from client.device.policy import DevicePolicy
+from client.device.runtime import Predictor
+from client.device.updater import update
 from common.canonical import Json, decode, digest, encode
 from common.data.schema import Column, Schema
 from common.inference import KnownAnswers
@@ -212,6 +215,9 @@ class Recipe:
         return replaced(files, {**hostile, STATEMENT: said})
 
 
+FIRST, SECOND = Recipe(version=1), Recipe(version=2)
+
+
 def replaced(files: Mapping[str, bytes], changes: Mapping[str, bytes]) -> dict[str, bytes]:
     """A release with some of its files replaced, and ``release.json`` made to fit."""
     document = decode(files["release.json"])
@@ -242,12 +248,29 @@ class World:
         home = DeviceHome.init(path / "device", repository.root, policy)
         return cls(path, repository, home)
 
+    @classmethod
+    def updated(cls, path: Path) -> World:
+        """A repository with version 1, and a device that has it."""
+        made = cls.make(path)
+        made.publish(FIRST)
+        update(made.home, NOW)
+        return made
+
     def publish(self, recipe: Recipe, now: datetime = NOW) -> int:
         return self.repository.publish(recipe.files(), [COORDINATOR, APPROVER], COORDINATOR, now)
 
     def device(self, name: str, **changes: Any) -> DeviceHome:
         """Another device of the same repository."""
         return DeviceHome.init(self.path / name, self.repository.root, replace(POLICY, **changes))
+
+
+def answers(home: DeviceHome) -> NDArray[np.float32]:
+    """Of the installed model, as at a start: (3, 3)."""
+    return Predictor.load(home).probabilities(RECORDS)
+
+
+def is_answer_of(recipe: Recipe, found: NDArray[np.float32]) -> bool:
+    return np.allclose(found, recipe.model.answer(RECORDS), atol=1e-6)
 
 
 def decisions(home: DeviceHome) -> list[Json]:

@@ -44,32 +44,26 @@ from tests.client.device_fixtures import (
     APPROVER,
     COORDINATOR,
     DAY,
+    FIRST,
     NOW,
     POLICY,
     RECORDS,
     RECOVERY,
+    SECOND,
     STRANGER,
     Recipe,
     World,
+    answers,
     contents,
     decisions,
 )
 
-FIRST, SECOND = Recipe(version=1), Recipe(version=2)
 Conditions = dict[str, Any]  # what the update is called with, besides the device
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """A repository with version 1, and a device that has it."""
-    made = World.make(tmp_path)
-    made.publish(FIRST)
-    update(made.home, NOW)
-    return made
-
-
-def answers(home: DeviceHome) -> np.ndarray:
-    return Predictor.load(home).probabilities(RECORDS)
+    return World.updated(tmp_path)
 
 
 # -- what is sent is not what was signed -----------------------------------------------------------

@@ -12,8 +12,8 @@ from client.device import measure as module
 from client.device.cold import peak_bytes
 from client.device.energy import Energy, Rapl
 from client.device.measure import Calls, measure, start
+from client.device.release import MODEL
 from client.device.updater import update
-from client.device.verify import MODEL
 from common.errors import OperationError, TrustError
 from privet.cli import run
 from tests.client.device_fixtures import NOW, Recipe, World
@@ -167,8 +167,9 @@ def test_a_cost_holds_what_the_files_and_the_counters_say(world: World, tmp_path
     files = RECIPE.files()
     assert (cost.model, cost.version) == ("clinic-linear", 3)
     assert cost.model_bytes == len(files[MODEL])
-    sealed = 48  # bytes that sealing adds: an X25519 key and an AES-GCM tag, to each of two files
-    assert cost.release_bytes - sum(map(len, files.values())) in (0, sealed, 2 * sealed)
+    sealed = 48  # bytes that sealing adds, a salt and an AES-GCM tag, to each of two files
+    prepared = (world.home.slots / "a" / "prepared.sealed").stat().st_size
+    assert cost.release_bytes == sum(map(len, files.values())) + 2 * sealed + prepared
     assert (cost.single.records, cost.batched.records, cost.single.calls) == (1, 8, 40)
     assert cost.energy_per_1000.source == "rapl"
     assert cost.energy_per_1000.joules == 0  # nobody moved the counter

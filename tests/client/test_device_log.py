@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from client.device import floor, log
@@ -153,18 +154,41 @@ def test_what_is_sealed_opens_as_the_same_on_the_same_device_alone(
     what: dict[str, str | int] = {"name": "m", "version": 3, "file": "f", "digest": "ab" * 32}
     sealed = device.seal(b"model", what)
     assert len(sealed) == len(b"model") + 48
-    assert Identity(device.path).open(sealed, what) == b"model"
+    assert device.seal(b"model", what) != sealed  # each time under a key of its own
+    file = tmp_path / "sealed"
+
+    def opened(by: Identity, data: bytes, what: dict[str, str | int], most: int = 5) -> bytes:
+        file.write_bytes(data)
+        return bytes(by.open(file, what, most=most))
+
+    assert opened(Identity(device.path), sealed, what) == b"model"
     others = [{**what, key: value} for key, value in
               (("name", "n"), ("version", 4), ("file", "g"), ("digest", "cd" * 32))]  # fmt: skip
     for other in others:
         with pytest.raises(TrustError) as caught:
-            device.open(sealed, other)
+            opened(device, sealed, other)
         assert caught.value.code == "not-ours"
     with pytest.raises(TrustError):
-        Identity.create(tmp_path / "other").open(sealed, what)
-    for changed in (sealed[:-1], sealed[:-1] + b"\0", b"", sealed[:40]):
+        opened(Identity.create(tmp_path / "other"), sealed, what)
+    for changed in (sealed[:-1], sealed[:-1] + b"\0", b"", sealed[:40], b"\0" + sealed):
         with pytest.raises(TrustError):
-            device.open(changed, what)
+            opened(device, changed, what)
+    with pytest.raises(TrustError):
+        opened(device, sealed, what, most=4)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**19 - 1, 2**19, 2**19 + 1, 2**20, 3 * 2**20 + 5])
+def test_a_file_of_any_size_opens_where_it_is_wanted_in_memory(
+    tmp_path: Path, device: Identity, size: int
+) -> None:
+    data = np.random.default_rng(1).bytes(size)
+    file = tmp_path / "sealed"
+    file.write_bytes(device.seal(data, {}))
+    for shift in (0, 5):
+        held = device.open(file, {}, most=size, shift=shift)
+        assert held == data
+        assert held.readonly
+        assert not size or np.frombuffer(held, np.uint8).ctypes.data % 16 == shift
 
 
 def test_keys_are_made_once_and_only_their_owner_reads_them(device: Identity) -> None:

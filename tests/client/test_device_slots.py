@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from client.device import slots
@@ -16,32 +15,22 @@ from client.device.status import Status
 from client.device.updater import update
 from common.errors import InputError, OperationError, PlanError, TrustError
 from tests.client.device_fixtures import (
+    FIRST,
     NOW,
     POLICY,
-    RECORDS,
+    SECOND,
     Recipe,
     World,
+    answers,
     contents,
+    is_answer_of,
     kill_at_every_write,
 )
-
-FIRST, SECOND = Recipe(version=1), Recipe(version=2)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    made = World.make(tmp_path)
-    made.publish(FIRST)
-    update(made.home, NOW)
-    return made
-
-
-def answers(home: DeviceHome) -> np.ndarray:
-    return Predictor.load(home).probabilities(RECORDS)
-
-
-def is_answer_of(recipe: Recipe, found: np.ndarray) -> bool:
-    return np.allclose(found, recipe.model.answer(RECORDS), atol=1e-6)
+    return World.updated(tmp_path)
 
 
 # -- killed ----------------------------------------------------------------------------------------

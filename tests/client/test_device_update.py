@@ -35,33 +35,26 @@ from tests.client.device_fixtures import (
     APPROVER,
     COORDINATOR,
     DAY,
+    FIRST,
     NOW,
     POLICY,
     RECORDS,
     RECOVERY,
     ROLES,
+    SECOND,
     STRANGER,
-    Recipe,
     World,
+    answers,
     contents,
     decisions,
 )
 
 NAME = "clinic-linear"
-FIRST, SECOND = Recipe(version=1), Recipe(version=2)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """A repository with version 1, and a device that has it."""
-    made = World.make(tmp_path)
-    made.publish(FIRST)
-    update(made.home, NOW)
-    return made
-
-
-def answers(home: DeviceHome) -> np.ndarray:
-    return Predictor.load(home).probabilities(RECORDS)
+    return World.updated(tmp_path)
 
 
 # -- what works ------------------------------------------------------------------------------------

@@ -88,12 +88,13 @@ def test_as_a_process_the_envelope_and_the_exit_code_agree() -> None:
     assert text.stderr.startswith("error: there is no file nothing.toml\nhint: ")
 
 
-def test_asking_for_help_imports_neither_torch_nor_flower() -> None:
+def test_asking_for_help_imports_neither_torch_nor_flower_nor_a_web_client() -> None:
     code = """
 import sys
 from privet.cli import run
 codes = [run(line.split()) for line in ("--help", "simulate --help", "plan check -h", "version")]
-heavy = {"torch", "flwr", "ray", "numpy", "onnxruntime", "dp_accounting", "sklearn", "tuf"}
+heavy = {"torch", "flwr", "ray", "numpy", "onnxruntime", "dp_accounting", "sklearn", "tuf",
+         "urllib.request"}
 print(codes, sorted(heavy & set(sys.modules)))
 """
     result = shell(code=code)

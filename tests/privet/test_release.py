@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from client.device.home import DeviceHome, DevicePolicy
+from client.device.home import DeviceHome
+from client.device.policy import DevicePolicy
 from client.device.updater import update
 from common.invitation import Address
 from common.keys import KeyDirectory, PublicKey, SigningKey

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from client.device.home import DeviceHome, DevicePolicy
+from client.device.home import DeviceHome
+from client.device.policy import DevicePolicy
 from client.device.updater import update
 from common.bundle import Trust
 from common.errors import NetworkError

@@ -15,8 +15,9 @@ from dataclasses import replace
 from enum import Enum
 
 from client.device.home import DeviceHome
+from client.device.release import RELEASE, STATEMENT, Candidate
 from client.device.runtime import Predictor, installed
-from client.device.verify import RELEASE, STATEMENT, Candidate, check_allowed
+from client.device.verify import check_allowed
 from common.errors import PrivetError, TrustError
 
 log = logging.getLogger("privet.device")

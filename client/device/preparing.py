@@ -1,0 +1,35 @@
+"""How is a release made ready for the next start?
+
+The rule: it is made of a candidate that passed every check, and is itself held against all known
+answers, asked together and alone. Where this system or runtime cannot do it there is none, and
+every start verifies in full.
+"""
+
+from __future__ import annotations
+
+from client.device.prepared import Prepared
+from client.device.release import ANSWERS, MODEL, Candidate
+from client.device.sealing import memory
+from client.device.verify import claimed
+from common.errors import TrustError
+from common.inference import KnownAnswers, Session, optimized
+
+
+def prepare(candidate: Candidate) -> Prepared | None:
+    """What the next starts of a candidate need, in memory; None where it cannot be made.
+
+    Args:
+        candidate: just verified in full.
+    """
+    model, claims = candidate.files[MODEL], claimed(candidate)
+    answers = KnownAnswers.decode(candidate.files[ANSWERS], claims.schema)
+    try:
+        graph, begins = optimized(model)
+        one = KnownAnswers(answers.inputs[:1], answers.probabilities[:1], answers.tolerance)
+        made = Prepared(claims, graph, begins, one)
+        held = memory(len(model), made.shift)
+        held[:] = model
+        answers.check(Session(graph, claims.schema, held.toreadonly()))
+    except (OSError, TrustError):
+        return None
+    return made
