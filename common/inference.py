@@ -221,8 +221,12 @@ def _load_optimized(graph: bytes, weights: memoryview) -> Any:
     chosen = options()
     chosen.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Reads them where they lie, but for what is not at a multiple of its element's size.
-    chosen.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
-    chosen.add_external_initializers_from_files_in_memory([_MODEL], [weights], [len(weights)])
+    direct = "session.use_external_initializer_file_buffers_directly"
+    try:
+        chosen.add_session_config_entry(direct, "1")
+        chosen.add_external_initializers_from_files_in_memory([_MODEL], [weights], [len(weights)])
+    except _FAILURES as error:
+        raise _not_loadable(error) from error
     return _session(graph, chosen)
 
 
@@ -232,7 +236,7 @@ def _session(model: bytes, chosen: Any, **more: Any) -> Any:
             model, chosen, providers=["CPUExecutionProvider"], **more
         )
     except _FAILURES as error:
-        raise _not_usable(f"the ONNX runtime cannot load it: {str(error)[:200]}") from error
+        raise _not_loadable(error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,6 +355,10 @@ def _not_usable(why: str) -> TrustError:
     from common.onnx_format import not_usable
 
     return not_usable(why)
+
+
+def _not_loadable(error: Exception) -> TrustError:
+    return _not_usable(f"the ONNX runtime cannot load it: {str(error)[:200]}")
 
 
 def _plain(shape: tuple[int, ...]) -> str:

@@ -165,6 +165,8 @@ def _check_operator(node: dict[str, list[Value]]) -> None:
         raise not_usable(
             f"its operator {full!r:.120} is not one that a device runs", "unknown-operator"
         )
+    if operator == "Dropout" and any(node.get("input", ())[2:]):
+        raise not_usable("its Dropout is told whether it trains: it would draw random numbers")
 
 
 def _check_attribute(attribute: dict[str, list[Value]]) -> None:

@@ -39,7 +39,7 @@ class Bounds:
         # From 0 on, floats are in the order of their bits, and whatever is below or not a number
         # has greater ones: one comparison says all. (-0.0 is looked at again, and let through.)
         from_zero = not self._lower.any() and (self._upper >= 0).all()
-        self._greatest = self._upper.view(np.uint32) if from_zero else None
+        self._greatest = np.abs(self._upper).view(np.uint32) if from_zero else None
 
     def check(self, records: NDArray[Any], *, first: int = 0, source: str = "") -> Array:
         """The records as float32, (B, *schema.shape).

@@ -28,17 +28,25 @@ from common.errors import TrustError
 from common.inference import Array, KnownAnswers, Session
 
 CHECKS = 1  # counts up when a release has to pass more than before, and when this form changes
-LIMIT = 600 * 2**20
 _HEAD = struct.Struct("<II")  # length of the JSON, first byte of the largest tensor in the model
 _FLOAT = np.dtype("<f4")
 # What numpy found of this processor when it was imported; it has no public name for all of them.
 _FEATURES: Mapping[str, bool] = vars(_multiarray_umath)["__cpu_features__"]
 
 
+def most(model: int) -> int:
+    """Bytes that what is prepared of a model of so many bytes may have.
+
+    Some of its weights may be in it twice, as the runtime orders them anew, or in a wider type.
+    """
+    return 2 * model + 2**20
+
+
 def made_for() -> dict[str, str | int]:
     """What has to be the same when it is used: our checks, the runtime, the processor."""
     present = " ".join(name for name, has in _FEATURES.items() if has)
-    return {"checks": CHECKS, "runtime": onnxruntime.__version__, "processor": present}
+    runtime = f"{onnxruntime.__version__} {onnxruntime.get_build_info()}"
+    return {"checks": CHECKS, "runtime": runtime, "processor": present}
 
 
 @dataclass(frozen=True, eq=False)

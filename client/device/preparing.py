@@ -7,12 +7,15 @@ every start verifies in full.
 
 from __future__ import annotations
 
-from client.device.prepared import Prepared
+import logging
+
+from client.device.prepared import Prepared, most
 from client.device.release import ANSWERS, MODEL, Candidate
 from client.device.sealing import memory
 from client.device.verify import claimed
-from common.errors import TrustError
 from common.inference import KnownAnswers, Session, optimized
+
+log = logging.getLogger("privet.device")
 
 
 def prepare(candidate: Candidate) -> Prepared | None:
@@ -21,15 +24,16 @@ def prepare(candidate: Candidate) -> Prepared | None:
     Args:
         candidate: just verified in full.
     """
-    model, claims = candidate.files[MODEL], claimed(candidate)
-    answers = KnownAnswers.decode(candidate.files[ANSWERS], claims.schema)
     try:
+        model, claims = candidate.files[MODEL], claimed(candidate)
+        answers = KnownAnswers.decode(candidate.files[ANSWERS], claims.schema)
         graph, begins = optimized(model)
         one = KnownAnswers(answers.inputs[:1], answers.probabilities[:1], answers.tolerance)
         made = Prepared(claims, graph, begins, one)
         held = memory(len(model), made.shift)
         held[:] = model
         answers.check(Session(graph, claims.schema, held.toreadonly()))
-    except (OSError, TrustError):
+    except Exception as error:  # noqa: BLE001  (whatever it is, the release itself is sound)
+        log.info("nothing is prepared for the next start: %s", type(error).__name__)
         return None
-    return made
+    return made if len(made.encode()) <= most(len(model)) else None

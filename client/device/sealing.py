@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -75,8 +76,11 @@ def open_file(
         OSError: the file cannot be read.
         TrustError: ``not-ours``: it was sealed by another device, as something else, or changed.
     """
-    with open(file, "rb", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size - LONGER
+    with open(file, "rb", buffering=0, opener=_without_waiting) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_ours()
+        size = status.st_size - LONGER
         salt = stream.read(SALT)
         if not 0 <= size <= most or len(salt) != SALT:
             raise _not_ours()
@@ -95,6 +99,10 @@ def open_file(
         except (InvalidTag, ValueError) as error:
             raise _not_ours() from error
     return held.toreadonly()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its other end
 
 
 def _key(secret: bytes, salt: bytes, purpose: bytes) -> bytes:

@@ -10,12 +10,13 @@ an older release than the device last switched to is refused.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from client.device.home import DeviceHome
-from client.device.prepared import LIMIT, Prepared, made_for
+from client.device.prepared import Prepared, made_for, most
 from client.device.release import LIMITS, MODEL, RELEASE, WEIGHTS, Candidate
 from common import durable
 from common.canonical import CanonicalError, Json, decode, digest, encode
@@ -182,16 +183,32 @@ def of_current(home: DeviceHome, work: Callable[[Current], Found]) -> Found:
 
 def ready(home: DeviceHome, installed: Installed) -> Prepared | None:
     """What was prepared of a release, for what runs here; None without it."""
-    file = home.slots / installed.slot / _stored(PREPARED)
+    slot = home.slots / installed.slot
     try:
-        data = home.identity.open(file, installed.prepared_as(), most=LIMIT)
+        limit = most((slot / _stored(MODEL)).stat().st_size)
+        data = home.identity.open(slot / _stored(PREPARED), installed.prepared_as(), most=limit)
     except OSError:
         return None
     except TrustError as error:
         if error.code != "not-ours":
             raise
         return None
-    return Prepared.decode(data)
+    try:
+        return Prepared.decode(data)
+    except Exception:  # noqa: BLE001  (of another form: it counts for nothing)
+        return None
+
+
+def is_ready(home: DeviceHome, installed: Installed) -> bool:
+    """Whether the next start can use what was prepared of a release; looks as it will.
+
+    Raises:
+        TrustError: the release's own model is missing or was changed.
+    """
+    found = ready(home, installed)
+    if found is None:
+        return False
+    return found.session(open_sealed(home, installed, MODEL, found.shift)) is not None
 
 
 def size(home: DeviceHome) -> int:
@@ -263,19 +280,23 @@ def install(
             data = home.identity.seal(data, installed.sealed_as(name))
         durable.replace(home.slots / slot / _stored(name), data)
     read(home, installed)
-    put_ready(home, installed, prepared)
     back = before.release if before and keep and before.version < installed.version else None
     _write(home, Current(installed, back))
+    put_ready(home, installed, prepared)
 
 
 def put_ready(home: DeviceHome, installed: Installed, prepared: Prepared | None) -> None:
-    """Keep what was prepared of a release in its slot, in the place of what is there."""
+    """Keep what was prepared of a release in its slot, in the place of what is there.
+
+    Where the disk has no room for it there is none: the release itself is in place.
+    """
     file = home.slots / installed.slot / _stored(PREPARED)
-    if prepared is not None:
-        sealed = home.identity.seal(prepared.encode(), installed.prepared_as())
-        durable.replace(file, sealed)
-    else:
-        file.unlink(missing_ok=True)  # of another release, or runtime: it does not open
+    with contextlib.suppress(OSError, OperationError):
+        if prepared is not None:
+            sealed = home.identity.seal(prepared.encode(), installed.prepared_as())
+            durable.replace(file, sealed)
+        else:
+            file.unlink(missing_ok=True)  # of another release, or runtime: it does not open
 
 
 def go_back(home: DeviceHome, before: Current, to: Installed) -> None:

@@ -66,7 +66,7 @@ class Status:
         try:
             if (current := slots.current(home)) is not None:
                 pointer, files = slots.load(home)
-                prepared = slots.ready(home, pointer.release) is not None
+                prepared = slots.is_ready(home, pointer.release)
                 files |= slots.read(home, pointer.release, [WEIGHTS])
                 model = verify(
                     files,

@@ -115,6 +115,8 @@ def _update(
             return Outcome(False, pointer.name, pointer.version, notice)
         if pointer and not again and _digests(targets)[RELEASE] == pointer.declined:
             home.raise_floor(floor)
+            if healthy:
+                _prepare_again(home, pointer.release)
             return _declined(pointer, healthy)
         for name, target in targets.items():
             offered[name] = source.download(target)
@@ -129,15 +131,16 @@ def _update(
     )
     release = candidate.digests[RELEASE]
     _check_same(past, candidate.version, release)
+    prepared = prepare(candidate)
     accept(home, now, candidate, floor, Kind.ACCEPTED, _praise(candidate))
-    slots.install(home, candidate, prepare(candidate), pointer, keep=healthy)
+    slots.install(home, candidate, prepared, pointer, keep=healthy)
     home.raise_floor(replace(home.floor, running=candidate.version))
     return Outcome(True, candidate.name, candidate.version, notice)
 
 
 def _prepare_again(home: DeviceHome, installed: slots.Installed) -> None:
     """What is current, for the runtime and the processor of now, unless that is there."""
-    if slots.ready(home, installed) is not None:
+    if slots.is_ready(home, installed):
         return
     with contextlib.suppress(TrustError):  # the owner's policy of now refuses it, as a start will
         candidate = verify.verify(

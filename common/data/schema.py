@@ -7,6 +7,7 @@ the records: a minimum or a mean taken from data is a release that nobody accoun
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from math import prod
 
@@ -84,8 +85,7 @@ class Schema:
             shape = table.integers("shape", low=1, high=4096)
             if len(shape) != 3:
                 raise table.error("shape", "an image's shape is [channels, height, width]")
-            lower = table.number("lower", 0.0)
-            upper = table.number("upper", above=lower)
+            lower, upper = _bounds(table, 0.0)
             schema = cls("image", shape, classes, lower=lower, upper=upper)
         else:
             columns = tuple(_column(item) for item in table.tables("columns"))
@@ -106,7 +106,19 @@ class Schema:
 
 def _column(table: Table) -> Column:
     name = table.text("name")
-    lower = table.number("lower")
-    column = Column(name, lower, table.number("upper", above=lower))
+    column = Column(name, *_bounds(table))
     table.done()
     return column
+
+
+def _bounds(table: Table, *default: float) -> tuple[float, float]:
+    """Lower and upper, which differ also as models see them."""
+    lower = table.number("lower", *default)
+    upper = table.number("upper", above=lower)
+    try:
+        as_seen = struct.unpack("<2f", struct.pack("<2f", lower, upper))
+    except OverflowError as error:
+        raise table.error("upper", "bounds must be numbers that float32 can hold") from error
+    if as_seen[0] == as_seen[1]:
+        raise table.error("upper", f"lower and upper are both {as_seen[0]:g} as float32")
+    return lower, upper

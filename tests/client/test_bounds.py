@@ -18,6 +18,9 @@ SCHEMAS = {
     "columns from 0": Schema(
         "table", (2,), ("a", "b"), (Column("x", 0.0, 9.0), Column("y", 0.0, 1e-40)), target="t"
     ),
+    "columns from 0 to 0 as float32": Schema(
+        "table", (2,), ("a", "b"), (Column("x", -1e-50, -0.0), Column("y", 0.0, 9.0)), target="t"
+    ),
     "columns from anywhere": Schema(
         "table", (2,), ("a", "b"), (Column("x", 0.0, 9.0), Column("y", -7.0, -3.0)), target="t"
     ),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -12,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.device import prepared, slots, verify
+from client.device import prepared, preparing, slots, verify
 from client.device.home import DeviceHome
 from client.device.prepared import Prepared
 from client.device.rollback import roll_back
 from client.device.runtime import Predictor
 from client.device.status import Status
 from client.device.updater import update
-from common.errors import TrustError
+from common import durable
+from common.errors import OperationError, TrustError
 from common.inference import KnownAnswers
 from tests.client.device_fixtures import (
     FIRST,
@@ -34,6 +38,9 @@ from tests.client.device_fixtures import (
     contents,
     is_answer_of,
 )
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
 @pytest.fixture
@@ -157,6 +164,20 @@ def its_graph_is_no_graph(world: World) -> None:
     slots.put_ready(world.home, release, replace(made, graph=b"\xff" * 100))
 
 
+def it_has_another_form(world: World) -> None:
+    """Of a build that counted the same checks."""
+    release = slots.current(world.home).release
+    sealed = world.home.identity.seal(b"\xff" * 100, release.prepared_as())
+    file_of(world.home).write_bytes(sealed)
+
+
+def it_is_larger_than_it_can_be(world: World) -> None:
+    os.truncate(file_of(world.home), 1 << 40)  # a file with a hole
+
+
+WRONG_INSIDE = [it_expects_another_answer, its_graph_is_no_graph, it_has_another_form]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -167,8 +188,7 @@ def its_graph_is_no_graph(world: World) -> None:
         it_is_that_of_an_older_release,
         it_is_that_of_another_device,
         it_is_another_file_that_this_device_sealed,
-        it_expects_another_answer,
-        its_graph_is_no_graph,
+        *WRONG_INSIDE,
     ],
 )
 def test_what_is_prepared_wrongly_is_not_used_and_the_release_is_verified_in_full(
@@ -180,6 +200,102 @@ def test_what_is_prepared_wrongly_is_not_used_and_the_release_is_verified_in_ful
     assert is_whole(world.home, recipe)
     assert fully == ["clinic-linear"]
     assert contents(world.path, without=()) == before
+
+
+@pytest.mark.parametrize("change", [*WRONG_INSIDE, it_is_larger_than_it_can_be])
+def test_what_cannot_be_used_is_told_and_an_update_makes_it_anew(
+    world: World, fully: list[str], change: Callable[[World], None]
+) -> None:
+    change(world)
+    assert not Status.of(world.home).prepared
+    assert not update(world.home, NOW).installed
+    assert Status.of(world.home).prepared
+    assert is_whole(world.home)
+    assert fully == []
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(world: World, fully: list[str]) -> None:
+    file_of(world.home).unlink()
+    os.mkfifo(file_of(world.home))
+    assert is_whole(world.home)
+    assert fully == ["clinic-linear"]
+
+
+# -- a release is sound without it -----------------------------------------------------------------
+
+
+def the_disk_has_no_room_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = durable.replace
+
+    def replace_others(path: Path, data: bytes, **more: int) -> None:
+        if path.name == "prepared.sealed":
+            raise OperationError("no space left", code="disk-full")
+        real(path, data, **more)
+
+    monkeypatch.setattr(durable, "replace", replace_others)
+
+
+def a_directory_is_in_its_place(world: World, _: pytest.MonkeyPatch) -> None:
+    file_of(world.home, "b").mkdir(parents=True)
+
+
+def the_runtime_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(preparing, "optimized", fail)
+
+
+@pytest.mark.parametrize(
+    "trouble", [the_disk_has_no_room_for_it, a_directory_is_in_its_place, the_runtime_fails]
+)
+def test_a_release_that_cannot_be_prepared_is_installed_all_the_same(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[World, pytest.MonkeyPatch], None],
+) -> None:
+    world.publish(SECOND)
+    trouble(world, monkeypatch)
+    assert update(world.home, NOW).version == 2
+    assert is_whole(world.home, SECOND)
+    assert not update(world.home, NOW).installed
+    assert not Status.of(world.home).prepared
+
+
+def test_what_an_owner_went_back_to_is_prepared_for_another_processor_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(SECOND)
+    update(world.home, NOW)
+    roll_back(world.home, NOW)
+    monkeypatch.setattr(prepared, "_FEATURES", {"another": True})
+    assert not Status.of(world.home).prepared
+    assert not update(world.home, NOW).installed
+    assert Status.of(world.home).prepared
+
+
+CHECKED_BY = """
+    client/device/documents.py client/device/prepared.py client/device/release.py
+    client/device/verify.py common/data/schema.py common/inference.py common/onnx_format.py
+    common/onnx_grammar.py common/onnx_slices.py common/weights.py
+"""
+COUNTED = "ece36a89bdf80db2"  # 1
+
+
+def test_whoever_changes_what_a_release_has_to_pass_counts_that_up() -> None:
+    """What was prepared passed the checks of its day: ``CHECKS`` says which those were.
+
+    If this fails, raise ``prepared.CHECKS`` where devices should check again what they run (a check
+    became stricter, a form changed), and write down here what there is now.
+    """
+    known = hashlib.sha256()
+    for name in CHECKED_BY.split():
+        tree = ast.parse((ROOT / name).read_text())
+        for node in ast.walk(tree):
+            if ast.get_docstring(node) if isinstance(node, DOCUMENTED) else None:
+                del node.body[0]
+        known.update(ast.dump(tree).encode())
+    assert known.hexdigest()[:16] == COUNTED
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,21 @@ def test_an_operator_that_is_not_listed_is_named() -> None:
     assert "'com.example.Gemm'" in error.message
 
 
+def test_a_dropout_that_may_be_told_to_train_is_refused() -> None:
+    """It would answer otherwise each time, and a known answer may come out right by chance."""
+    for inputs, fine in (
+        (["input", "", "on"], False),
+        (["input", "", ""], True),
+        (["input"], True),
+    ):
+        model = MODEL.onnx()
+        model.graph.node.append(helper.make_node("Dropout", inputs, ["x"]))
+        if fine:
+            onnx_format.check(model.SerializeToString())
+        else:
+            assert "Dropout" in refused(model).message
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_tensor_that_is_not_finite_is_refused_by_name(value: float, dtype: type) -> None:

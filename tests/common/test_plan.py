@@ -283,6 +283,8 @@ def test_an_unknown_key_in_any_table_is_named_with_its_line(read, table: str) ->
         ("shape = [1, 8, 8]", "shape = [4096, 4096, 4096]"),
         ("upper = 16", "upper = 0"),
         ("upper = 16", "upper = nan"),
+        ("upper = 16", "upper = 1e-50"),
+        ("upper = 16", "upper = 1e300"),
         ('classes = ["0", "1"]', 'classes = ["0"]'),
         ('classes = ["0", "1"]', 'classes = ["0", "0"]'),
         ("clients = 10", "clients = 0"),

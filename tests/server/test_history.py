@@ -240,7 +240,7 @@ def test_a_disk_that_is_full_signs_nothing(keys: Path, monkeypatch: pytest.Monke
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable.tempfile, "mkstemp", full)
+    monkeypatch.setattr("tempfile.mkstemp", full)
     error = refused(keys, lambda: release(keys, A, 1), "disk-full")
     assert isinstance(error, OperationError)
 
