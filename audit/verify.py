@@ -24,11 +24,11 @@ from common.bundle import SIGNERS, Bundle, Trust
 from common.canonical import Json, digest, encode, number, parse_number
 from common.errors import PlanError, TrustError
 from common.keys import PublicKey
-from common.lineage import MODEL
 from common.lineage import read as read_lineage
 from common.plan import Plan
 from common.privacy import accountant
 from common.privacy.events import ADJACENCY, Event
+from common.release import MODEL
 from common.statement import INTOTO_TYPE, PLAN_TYPE, Envelope, read_privacy_statement
 
 FLOOR_TOLERANCE = 1e-6  # a headline is rounded on its own grid

@@ -32,7 +32,7 @@ def measure(quick: bool) -> list[Row]:
     """Rounds that ended, and what the link needed."""
     crowd, planned = (20, 3) if quick else (200, 10)
     with tempfile.TemporaryDirectory() as folder:
-        network, ended, seconds, most, coordinator = _run(Path(folder), crowd, planned)
+        enrolled, ended, seconds, most, coordinator = _run(Path(folder), crowd, planned)
     valid = [line["valid"] for line in ended]
     return [
         at_least(f"rounds that ended with {crowd} + {REAL} clients", len(ended), "", planned),
@@ -41,7 +41,7 @@ def measure(quick: bool) -> list[Row]:
         at_most("longest round over its deadline", _over(ended), "s", 1.0),
         at_most("memory of the link, most", most, "MiB", 1024),
         at_most("memory of the coordinator, most", coordinator, "MiB", 1024),
-        plain("clients enrolled", network, ""),
+        plain("clients enrolled", enrolled, ""),
     ]
 
 
@@ -88,11 +88,8 @@ def _run(
         out = process.stdout.read() if process.stdout else ""
         if process.returncode:
             raise SystemExit(f"the run failed: {out}\n{network.log('run')}")
-        return json.loads(out)["data"]["clients"].__len__(), _done(run), seconds, most, coordinator
-
-
-def _done(run: Path) -> list[dict[str, Any]]:
-    return rounds(ServerHome.read(run))
+        enrolled = len(json.loads(out)["data"]["clients"])
+        return enrolled, rounds(ServerHome.read(run)), seconds, most, coordinator
 
 
 def _play(path: str, names: list[str], seed: int) -> None:

@@ -28,7 +28,7 @@ from client.device import slots
 from client.device.home import DeviceHome
 from client.device.identity import Identity
 from client.device.measure import start
-from client.device.release import MODEL, Candidate
+from client.device.release import Candidate, Claims
 from client.device.runtime import Predictor, installed
 from common import onnx_format, weights
 from common.canonical import digest
@@ -37,6 +37,7 @@ from common.errors import TrustError
 from common.inference import INPUT, OUTPUT, KnownAnswers, Session, options, synthetic_records
 from common.models.preprocess import ServingModel
 from common.models.registry import build
+from common.release import MODEL
 from deploy.check_wheels import needed
 from privet.running import simulate
 from server.release.export import to_onnx
@@ -128,20 +129,8 @@ def _beside_eager(
 
 def predictor_of(model: bytes, schema: Schema) -> Predictor:
     """What a device would have after verifying a release of this model."""
-    return Predictor(
-        Candidate(
-            name="measured",
-            version=1,
-            simulated=True,
-            schema=schema,
-            epsilon=1.0,
-            delta=1e-5,
-            unit="record",
-            files={},
-            digests={},
-            session=Session(model, schema),
-        )
-    )
+    claims = Claims("measured", 1, True, True, schema, 1.0, 1e-5, "record")
+    return Predictor(Candidate(claims, {}, {}, Session(model, schema)))
 
 
 def _eager(serving: ServingModel, record: torch.Tensor) -> Callable[[], None]:

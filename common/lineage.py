@@ -20,7 +20,6 @@ from common.errors import InputError, TrustError
 
 METHODS = ("distill", "prune", "quantize")
 PUBLIC, SYNTHETIC = KINDS = ("public", "synthetic")
-MODEL = "model.onnx"  # the subject of a statement that a lineage ends with
 MOST_STEPS = 8
 _ENDS = ("parent", "child")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

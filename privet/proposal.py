@@ -26,8 +26,9 @@ from common.config import Table
 from common.errors import InputError
 from common.inference import KnownAnswers
 from common.lineage import MOST_STEPS
+from common.release import ANSWERS, MODEL, STATEMENT, WEIGHTS
 from privet.releasing import Artifacts, release_of
-from server.release.release import ANSWERS, MODEL, STATEMENT, WEIGHTS, Release
+from server.release.release import Release
 
 SCHEMA_VERSION = 1
 MAX_BYTES, MAX_APPROVAL = 2**30, 20_000_000  # of a proposal without its bundle; of an approval

@@ -32,10 +32,10 @@ from common.canonical import digest
 from common.data.binding import load_test
 from common.errors import InputError
 from common.plan import Plan
+from common.release import MODEL, WEIGHTS
 from privet.releasing import Published, publish_run
 from server.app import coordinate
 from server.home import ServerHome
-from server.release.release import MODEL, WEIGHTS
 from server.rounds import RoundReport
 from server.status import traffic
 from simulations.experiment import Experiment

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from client.device.release import LIMITS, RELEASE, STATEMENT, Claims
+from client.device.release import LIMITS, Claims
 from common import weights
 from common.canonical import CanonicalError, decode
 from common.config import Table
 from common.data.schema import Schema
 from common.errors import InputError, TrustError
 from common.inference import INPUT, OUTPUT
+from common.release import RELEASE, STATEMENT
 
 RELEASE_VERSION = 1
 AGAIN = "obtain the release again from its source; if it is still refused, do not use it"

@@ -26,10 +26,10 @@ from client.device import slots
 from client.device.cold import ABSENT
 from client.device.energy import WATTS, Energy, Rapl
 from client.device.home import DeviceHome
-from client.device.release import MODEL
 from client.device.runtime import Predictor, installed
 from common.errors import OperationError
 from common.inference import INPUT, OUTPUT, Array, options, synthetic_records
+from common.release import MODEL
 
 CALLS, BATCH, STARTS = 2000, 256, 5
 SECONDS = 10.0  # a measurement of calls ends here, however few there were

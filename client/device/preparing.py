@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 
 from client.device.prepared import Prepared, most
-from client.device.release import ANSWERS, MODEL, Candidate
+from client.device.release import Candidate
 from client.device.sealing import memory
-from client.device.verify import claimed
 from common.inference import KnownAnswers, Session, optimized
+from common.release import ANSWERS, MODEL
 
 log = logging.getLogger("privet.device")
 
@@ -25,7 +25,7 @@ def prepare(candidate: Candidate) -> Prepared | None:
         candidate: just verified in full.
     """
     try:
-        model, claims = candidate.files[MODEL], claimed(candidate)
+        model, claims = candidate.files[MODEL], candidate.claims
         answers = KnownAnswers.decode(candidate.files[ANSWERS], claims.schema)
         graph, begins = optimized(model)
         one = KnownAnswers(answers.inputs[:1], answers.probabilities[:1], answers.tolerance)

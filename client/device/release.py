@@ -12,13 +12,7 @@ from common.canonical import Json, number
 from common.config import Table
 from common.data.schema import Schema
 from common.inference import Session
-
-WEIGHTS = "model.safetensors"
-MODEL = "model.onnx"
-ANSWERS = "known-answers.json"
-STATEMENT = "statement.dsse.json"
-CARD = "model-card.md"
-RELEASE = "release.json"
+from common.release import ANSWERS, CARD, MODEL, RELEASE, STATEMENT, WEIGHTS
 
 # Every file of a release and the most bytes that a device will hold of it.
 LIMITS = {
@@ -51,6 +45,11 @@ class Claims:
     epsilon: float
     delta: float
     unit: str
+
+    @property
+    def privacy(self) -> str:
+        """What is claimed of it, in words."""
+        return f"epsilon {self.epsilon:g} at delta {self.delta:g} for each {self.unit}"
 
     def json(self) -> Json:
         return {
@@ -86,45 +85,13 @@ class Candidate:
     """A release that passed :func:`client.device.verify.verify`.
 
     Args:
-        name, version: of the model.
-        simulated: the owner accepts that its noise or data were simulated.
-        schema: what it predicts from, and its classes.
-        epsilon, delta, unit: the headline of its privacy statement.
-        files: the verified bytes, by name; without the model where it was
-            prepared.
+        claims: which the owner's policy of then allowed.
+        files: the verified bytes, by name; without the model where it was prepared.
         digests: SHA-256 of every file, by name.
         session: the model, loaded from those bytes.
     """
 
-    name: str
-    version: int
-    simulated: bool
-    schema: Schema
-    epsilon: float
-    delta: float
-    unit: str
+    claims: Claims
     files: Mapping[str, bytes]
     digests: Mapping[str, str]
     session: Session
-
-    @classmethod
-    def of(
-        cls,
-        claims: Claims,
-        files: Mapping[str, bytes],
-        digests: Mapping[str, str],
-        session: Session,
-    ) -> Candidate:
-        """What makes these claims."""
-        return cls(
-            name=claims.name,
-            version=claims.version,
-            simulated=claims.simulated,
-            schema=claims.schema,
-            epsilon=claims.epsilon,
-            delta=claims.delta,
-            unit=claims.unit,
-            files=dict(files),
-            digests=digests,
-            session=session,
-        )

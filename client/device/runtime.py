@@ -20,9 +20,10 @@ from client.device.answers import Answers, Prediction, Thresholds
 from client.device.bounds import Bounds, batch_of
 from client.device.home import DeviceHome
 from client.device.prepared import Prepared
-from client.device.release import MODEL, STATEMENT, Candidate
+from client.device.release import Candidate
 from client.device.terms import check_again
 from common.inference import Array, Latency
+from common.release import MODEL, STATEMENT
 
 if TYPE_CHECKING:
     from client.device.reading.source import Batch, Source
@@ -66,17 +67,16 @@ def _ready(home: DeviceHome, pointer: slots.Current, prepared: Prepared) -> Cand
     files = slots.read(home, release, slots.PUBLIC)
     check_again(claims, files[STATEMENT], home.policy, home.keys(), home.successors)
     session = prepared.session(slots.open_sealed(home, release, MODEL, prepared.shift))
-    return Candidate.of(claims, files, pointer.digests, session) if session else None
+    return Candidate(claims, files, pointer.digests, session) if session else None
 
 
 class Predictor:
     """A verified model, ready to answer. Make one with :meth:`load`."""
 
     def __init__(self, model: Candidate) -> None:
-        self.name = model.name
-        self.version = model.version
-        self.simulated = model.simulated
-        self.schema = model.schema
+        claims = model.claims
+        self.name, self.version = claims.name, claims.version
+        self.simulated, self.schema = claims.simulated, claims.schema
         self._session = model.session
         self._bounds, self._batch = Bounds(self.schema), batch_of(self.schema)
 

@@ -17,11 +17,12 @@ from typing import TypeVar
 
 from client.device.home import DeviceHome
 from client.device.prepared import Prepared, made_for, most
-from client.device.release import LIMITS, MODEL, RELEASE, WEIGHTS, Candidate
+from client.device.release import LIMITS, Candidate
 from common import durable
 from common.canonical import CanonicalError, Json, decode, digest, encode
 from common.config import Table
 from common.errors import InputError, OperationError, TrustError
+from common.release import MODEL, RELEASE, WEIGHTS
 
 SCHEMA_VERSION = 3  # 3: sealed under a secret of the device's
 SLOTS = ("a", "b")
@@ -274,7 +275,8 @@ def install(
         keep: it is whole, so that there is a way back to it.
     """
     slot = SLOTS[0] if before is None or before.release.slot == SLOTS[1] else SLOTS[1]
-    installed = Installed(slot, candidate.name, candidate.version, dict(candidate.digests))
+    claims = candidate.claims
+    installed = Installed(slot, claims.name, claims.version, dict(candidate.digests))
     for name, data in candidate.files.items():
         if name in SEALED:
             data = home.identity.seal(data, installed.sealed_as(name))

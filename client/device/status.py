@@ -14,10 +14,11 @@ from client.device.floor import Floor
 from client.device.home import DeviceHome
 from client.device.log import History, Kind
 from client.device.policy import DevicePolicy
-from client.device.release import WEIGHTS, Candidate
+from client.device.release import Candidate
 from client.device.verify import verify
 from common.canonical import Json
 from common.errors import PrivetError
+from common.release import WEIGHTS
 
 SHOWN = 20  # decisions
 SLOWLY = (
@@ -135,10 +136,10 @@ class Status:
         claims: Json = {}
         if self.model:
             claims = {
-                "epsilon": self.model.epsilon,
-                "delta": self.model.delta,
-                "unit": self.model.unit,
-                "simulated": self.model.simulated,
+                "epsilon": self.model.claims.epsilon,
+                "delta": self.model.claims.delta,
+                "unit": self.model.claims.unit,
+                "simulated": self.model.claims.simulated,
             }
         return {
             "name": self.current.name,
@@ -174,11 +175,10 @@ class Status:
     def _claims(self) -> list[str]:
         if self.model is None:
             return []
-        model = self.model
-        claim = f"epsilon {model.epsilon:g} at delta {model.delta:g} for each {model.unit}"
+        claims = self.model.claims
         signed = f"{self.policy.threshold} of the {len(self.policy.signers)} signers that you trust"
-        simulated = "; SIMULATED: its noise can be repeated" if model.simulated else ""
-        return [f"claims    {claim}, signed by {signed}{simulated}"]
+        simulated = "; SIMULATED: its noise can be repeated" if claims.simulated else ""
+        return [f"claims    {claims.privacy}, signed by {signed}{simulated}"]
 
     def _accepts(self) -> str:
         policy = self.policy

@@ -25,10 +25,11 @@ from client.device.home import DeviceHome
 from client.device.log import Accepted, Decision, Kind
 from client.device.metadata import Equivocation, Seen, Source, refresh, typed_errors
 from client.device.preparing import prepare
-from client.device.release import RELEASE, WEIGHTS, Candidate
+from client.device.release import Candidate, Claims
 from client.device.transport import DEADLINE
 from common import durable
 from common.errors import OperationError, TrustError
+from common.release import RELEASE, WEIGHTS
 
 SEEN_EVERY = 86_400  # seconds; how often an update that finds nothing new writes to the disk
 CLOCK_BEHIND = 3600  # seconds behind the last contact, from which on it is told
@@ -130,12 +131,12 @@ def _update(
         name=past[-1].name if past else None,
     )
     release = candidate.digests[RELEASE]
-    _check_same(past, candidate.version, release)
+    _check_same(past, candidate.claims.version, release)
     prepared = prepare(candidate)
-    accept(home, now, candidate, floor, Kind.ACCEPTED, _praise(candidate))
+    accept(home, now, candidate, floor, Kind.ACCEPTED, _praise(candidate.claims))
     slots.install(home, candidate, prepared, pointer, keep=healthy)
-    home.raise_floor(replace(home.floor, running=candidate.version))
-    return Outcome(True, candidate.name, candidate.version, notice)
+    home.raise_floor(replace(home.floor, running=candidate.claims.version))
+    return Outcome(True, candidate.claims.name, candidate.claims.version, notice)
 
 
 def _prepare_again(home: DeviceHome, installed: slots.Installed) -> None:
@@ -163,10 +164,10 @@ def accept(
     reason: str,
 ) -> None:
     """Log that a release will be used and raise the floor, before anything is switched."""
-    release = candidate.digests[RELEASE]
-    decision = Decision(now, kind, candidate.name, candidate.version, release, kind.value, reason)
+    release, claims = candidate.digests[RELEASE], candidate.claims
+    decision = Decision(now, kind, claims.name, claims.version, release, kind.value, reason)
     decided = log.append(home.decisions, decision, home.identity.key, floor)
-    home.raise_floor(decided.accept(candidate.name, candidate.version, release))
+    home.raise_floor(decided.accept(claims.name, claims.version, release))
 
 
 def _past(home: DeviceHome, floor: Floor) -> list[Accepted]:
@@ -238,8 +239,5 @@ def _raised(floor: Floor, seen: Seen, now: int) -> Floor:
     return replace(newer, seen=now)
 
 
-def _praise(candidate: Candidate) -> str:
-    return (
-        f"epsilon {candidate.epsilon:g} at delta {candidate.delta:g} for each {candidate.unit}"
-        + (", simulated" if candidate.simulated else "")
-    )
+def _praise(claims: Claims) -> str:
+    return claims.privacy + (", simulated" if claims.simulated else "")

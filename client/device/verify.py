@@ -18,22 +18,14 @@ from collections.abc import Callable, Iterable, Mapping
 from client.device import succession
 from client.device.documents import AGAIN, Predicate, ReleaseDocument, claims_of
 from client.device.policy import DevicePolicy
-from client.device.release import (
-    ANSWERS,
-    LIMITS,
-    MODEL,
-    RELEASE,
-    STATEMENT,
-    WEIGHTS,
-    Candidate,
-    Claims,
-)
+from client.device.release import LIMITS, Candidate
 from client.device.terms import check_claims
 from common import weights
 from common.canonical import digest, encode
 from common.errors import TrustError
 from common.inference import KnownAnswers, Session
 from common.keys import PublicKey
+from common.release import ANSWERS, MODEL, RELEASE, STATEMENT, WEIGHTS
 from common.statement import Envelope, read_privacy_statement
 
 
@@ -75,30 +67,7 @@ def verify(
         _check_weights(files[WEIGHTS], release)
     session = Session(files[MODEL], release.schema)
     KnownAnswers.decode(files[ANSWERS], release.schema).check(session)
-    return Candidate.of(claims, files, digests, session)
-
-
-def claimed(candidate: Candidate) -> Claims:
-    """What a candidate's files say."""
-    payload = Envelope.decode(candidate.files[STATEMENT]).payload
-    predicate = Predicate.read(read_privacy_statement(payload)[1])
-    return claims_of(ReleaseDocument.read(candidate.files[RELEASE]), predicate)
-
-
-def check_allowed(
-    candidate: Candidate,
-    policy: DevicePolicy,
-    keys: Iterable[PublicKey],
-    successors: Callable[[], Mapping[str, str]],
-) -> None:
-    """Hold what was verified before against the owner's policy of now: signers and limits.
-
-    Raises:
-        TrustError: the policy does not allow it, whatever it allowed then.
-    """
-    files = candidate.files
-    predicate = _check_statement(files[STATEMENT], candidate.digests, policy, keys, successors)
-    check_claims(claims_of(ReleaseDocument.read(files[RELEASE]), predicate), policy)
+    return Candidate(claims, dict(files), digests, session)
 
 
 def label(data: bytes) -> tuple[str | None, int | None]:

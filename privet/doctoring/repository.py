@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import EXIT_FAILED, EXIT_TRUST, PrivetError
+from common.release import ANSWERS, MODEL, WEIGHTS
 from privet.doctoring.findings import OK, WARNING, WRONG, Finding, look
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ _CARRIED = {
     "change of keys": ("1.root.json", "change.json", "privet release rotate or revoke"),
 }
 _PARTS = {
-    "bundle", "parents", "model.safetensors", "model.onnx", "known-answers.json", "root.json",
-    "former-targets.json", "targets.json",
+    "bundle", "parents", WEIGHTS, MODEL, ANSWERS, "root.json", "former-targets.json",
+    "targets.json",
 }  # fmt: skip
 
 

@@ -27,17 +27,11 @@ from common.lineage import Step, write
 from common.lineage import read as read_lineage
 from common.plan import Plan
 from common.privacy.events import ADJACENCY, Event
+from common.release import ANSWERS, CARD, MODEL, RELEASE, STATEMENT, WEIGHTS
 from common.statement import Envelope, read_privacy_statement
 from server.release.card import model_card
 
 SCHEMA_VERSION = 1
-
-WEIGHTS = "model.safetensors"
-MODEL = "model.onnx"
-ANSWERS = "known-answers.json"
-STATEMENT = "statement.dsse.json"
-CARD = "model-card.md"
-RELEASE = "release.json"
 
 NOISE_KINDS = ("cryptographic", "simulated")
 

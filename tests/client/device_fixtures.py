@@ -32,14 +32,9 @@ from common.inference import KnownAnswers
 from common.keys import SigningKey
 from common.plan import Cohort, Optimizer, Plan, Privacy
 from common.plan import Release as PlanRelease
+from common.release import STATEMENT
 from common.statement import INTOTO_TYPE, Envelope, privacy_statement
-from server.release.release import (
-    STATEMENT,
-    Release,
-    assemble,
-    privacy_predicate,
-    subjects,
-)
+from server.release.release import Release, assemble, privacy_predicate, subjects
 from server.release.repository import Repository
 from server.release.roots import Roles
 

@@ -12,9 +12,9 @@ from client.device import measure as module
 from client.device.cold import peak_bytes
 from client.device.energy import Energy, Rapl
 from client.device.measure import Calls, measure, start
-from client.device.release import MODEL
 from client.device.updater import update
 from common.errors import OperationError, TrustError
+from common.release import MODEL
 from privet.cli import run
 from tests.client.device_fixtures import NOW, Recipe, World
 

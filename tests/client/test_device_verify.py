@@ -67,8 +67,9 @@ def with_file(name: str, data: bytes) -> dict[str, bytes]:
 
 def test_a_genuine_release_is_verified() -> None:
     candidate = check(FILES)
-    assert (candidate.name, candidate.version, candidate.simulated) == ("clinic-linear", 7, False)
-    assert (candidate.epsilon, candidate.delta, candidate.unit) == (2.0, 1e-5, "record")
+    claims = candidate.claims
+    assert (claims.name, claims.version, claims.simulated) == ("clinic-linear", 7, False)
+    assert (claims.epsilon, claims.delta, claims.unit) == (2.0, 1e-5, "record")
     np.testing.assert_allclose(
         candidate.session.predict(RECORDS), RECIPE.model.answer(RECORDS), atol=1e-6
     )
@@ -119,7 +120,7 @@ def test_a_statement_without_both_signers_is_refused(signers) -> None:
 def test_a_key_counts_by_its_fingerprint_wherever_it_came_from() -> None:
     with pytest.raises(TrustError):
         verify(FILES, POLICY, [STRANGER.public], successors=dict)
-    assert verify(FILES, POLICY, reversed(KEYS), successors=dict).version == 7
+    assert verify(FILES, POLICY, reversed(KEYS), successors=dict).claims.version == 7
 
 
 def test_a_statement_of_another_type_is_refused() -> None:
@@ -153,7 +154,7 @@ def test_a_release_that_says_otherwise_than_its_statement_is_refused(changes, wo
 def test_a_statement_that_names_simulated_noise_counts_as_simulated() -> None:
     files = replace(RECIPE, predicate={"noise": ["cryptographic", "simulated"]}).files()
     assert refused(files).code == "simulated"
-    assert check(files, accept_simulated=True).version == 7
+    assert check(files, accept_simulated=True).claims.version == 7
 
 
 @pytest.mark.parametrize("epsilon", ["inf", "nan", "-1.0", "2", "2.00", "", 2, None])
@@ -161,19 +162,19 @@ def test_an_epsilon_that_is_no_canonical_number_is_refused(epsilon) -> None:
     """Signed by both, all the same."""
     files = replace(RECIPE, predicate={"epsilon": epsilon}).files()
     if epsilon == 2:
-        assert check(files).epsilon == 2.0  # a whole number is one
+        assert check(files).claims.epsilon == 2.0  # a whole number is one
     else:
         assert "epsilon" in refused(files).message
 
 
 def test_the_owners_limits_are_inclusive() -> None:
-    assert check(FILES, greatest_epsilon=2.0).epsilon == 2.0
+    assert check(FILES, greatest_epsilon=2.0).claims.epsilon == 2.0
     assert refused(FILES, greatest_epsilon=1.999).code == "policy"
     assert refused(FILES, greatest_delta=9e-6).code == "policy"
 
 
 def test_a_version_below_the_floor_is_refused() -> None:
-    assert verify(FILES, POLICY, KEYS, successors=dict, floor=7).version == 7
+    assert verify(FILES, POLICY, KEYS, successors=dict, floor=7).claims.version == 7
     with pytest.raises(TrustError) as caught:
         verify(FILES, POLICY, KEYS, successors=dict, floor=8)
     assert caught.value.code == "rollback"

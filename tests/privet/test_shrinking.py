@@ -14,12 +14,12 @@ import pytest
 from client.device.home import DeviceHome
 from client.device.runtime import Predictor
 from common.canonical import digest
+from common.release import CARD, MODEL, STATEMENT
 from common.statement import Envelope, read_privacy_statement
 from privet.releasing import exported, trained
 from privet.running import simulate
 from privet.shrinking import Asked, shrink_run
 from server.checkpoint import CheckpointStore
-from server.release.release import CARD, MODEL, STATEMENT
 from server.release.smaller.compare import Rule
 from server.release.smaller.data import public, synthetic
 from server.release.smaller.shrink import SHRUNK, Shrunk, Wish, shrink

@@ -174,34 +174,32 @@ def add_to(targets: Metadata[Targets], what: str) -> None:
         file.hashes = sha512 if what == "another digest" else {**file.hashes, **sha512}
 
 
+def refusal_of(repository: Repository, draft: bytes) -> str:
+    """The code that refuses to publish targets that both parties signed; nothing is written."""
+    for key in BOTH:
+        draft = repository.sign(draft, key)
+    before = contents(repository.path)
+    with pytest.raises(TrustError) as caught:
+        repository.commit({"a": b"1"}, draft, COORDINATOR, NOW)
+    assert contents(repository.path) == before
+    return caught.value.code
+
+
 @pytest.mark.parametrize("what", TARGETS_WITH_MORE)
 def test_targets_that_say_more_than_their_files_are_not_published(
     repository: Repository, what: str
 ) -> None:
     targets = Metadata[Targets].from_bytes(repository.draft({"a": b"1"}, NOW))
     add_to(targets, what)
-    signed = targets.to_bytes()
-    for key in BOTH:
-        signed = repository.sign(signed, key)
-    before = contents(repository.path)
-    with pytest.raises(TrustError) as caught:
-        repository.commit({"a": b"1"}, signed, COORDINATOR, NOW)
-    assert caught.value.code == "crooked-targets"
-    assert contents(repository.path) == before
+    assert refusal_of(repository, targets.to_bytes()) == "crooked-targets"
 
 
 @pytest.mark.parametrize("days", [-1, 0, 365 + 2])
 def test_targets_that_end_too_early_or_too_late_are_not_published(
     repository: Repository, days: int
 ) -> None:
-    signed = Repository.draft_targets({"a": b"1"}, 1, NOW, Expiry(targets=timedelta(days=days)))
-    for key in BOTH:
-        signed = repository.sign(signed, key)
-    before = contents(repository.path)
-    with pytest.raises(TrustError) as caught:
-        repository.commit({"a": b"1"}, signed, COORDINATOR, NOW)
-    assert caught.value.code == "wrong-expiry"
-    assert contents(repository.path) == before
+    draft = Repository.draft_targets({"a": b"1"}, 1, NOW, Expiry(targets=timedelta(days=days)))
+    assert refusal_of(repository, draft) == "wrong-expiry"
 
 
 def test_a_draft_cannot_be_published_twice(repository: Repository) -> None:

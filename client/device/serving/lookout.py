@@ -15,10 +15,11 @@ from dataclasses import replace
 from enum import Enum
 
 from client.device.home import DeviceHome
-from client.device.release import RELEASE, STATEMENT, Candidate
+from client.device.release import Candidate
 from client.device.runtime import Predictor, installed
-from client.device.verify import check_allowed
+from client.device.terms import check_again
 from common.errors import PrivetError, TrustError
+from common.release import STATEMENT
 
 log = logging.getLogger("privet.device")
 
@@ -90,7 +91,8 @@ class Lookout:
         """Why the owner's policy of now refuses a model; None: it does not."""
         home = self._home
         try:
-            check_allowed(model, home.policy, home.keys(), home.successors)
+            statement = model.files[STATEMENT]
+            check_again(model.claims, statement, home.policy, home.keys(), home.successors)
         except TrustError as error:
             if error.code == "damaged":
                 raise
@@ -113,4 +115,4 @@ def stamp(home: DeviceHome) -> Stamp:
 
 def _kept(model: Candidate) -> Candidate:
     """What the policy is held against, without the bytes of the model."""
-    return replace(model, files={name: model.files[name] for name in (STATEMENT, RELEASE)})
+    return replace(model, files={STATEMENT: model.files[STATEMENT]})

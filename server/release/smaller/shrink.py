@@ -23,6 +23,7 @@ from common.inference import KnownAnswers, Session
 from common.lineage import SYNTHETIC, Comparison, Lineage, Step, read, write
 from common.models.model import Model
 from common.models.preprocess import ServingModel
+from common.release import ANSWERS, MODEL
 from server.release.export import to_onnx
 from server.release.smaller.compare import Rule, compare
 from server.release.smaller.data import Tuning
@@ -34,7 +35,7 @@ SHRUNK = "shrunk"
 SCHEMA_VERSION = 1
 _NEARLY = 0.005  # shares, measured on two processors
 EIGHT_BITS = 0.01  # tolerance of known answers: processors round what lies between two steps
-_MODEL, _ANSWERS, _LINEAGE, _PARENTS = "model.onnx", "known-answers.json", "lineage.json", "parents"
+_LINEAGE, _PARENTS = "lineage.json", "parents"
 
 Progress = Callable[[str, int, int], None]
 
@@ -87,8 +88,8 @@ class Shrunk:
         draft = path.with_name(f".{path.name}.tmp")
         shutil.rmtree(draft, ignore_errors=True)
         files = {
-            _MODEL: self.model,
-            _ANSWERS: self.answers.encode(),
+            MODEL: self.model,
+            ANSWERS: self.answers.encode(),
             **{f"{_PARENTS}/{name}.onnx": data for name, data in self.parents.items()},
             _LINEAGE: encode({"schema_version": SCHEMA_VERSION, "steps": write(self.lineage)}),
         }
@@ -109,9 +110,9 @@ class Shrunk:
         """
         try:
             document = decode((path / _LINEAGE).read_bytes())
-            model = (path / _MODEL).read_bytes()
+            model = (path / MODEL).read_bytes()
             lineage = read(document["steps"], digest(model))
-            answers = KnownAnswers.decode((path / _ANSWERS).read_bytes(), schema)
+            answers = KnownAnswers.decode((path / ANSWERS).read_bytes(), schema)
             parents = {
                 step.parent: (path / _PARENTS / f"{step.parent}.onnx").read_bytes()
                 for step in lineage
