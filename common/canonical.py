@@ -135,11 +135,13 @@ def _check(value: object, depth: int) -> None:
             raise CanonicalError(f"integer {value} needs more than 53 bits: write it as a string")
     elif isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str):
+            if type(key) is not str and not isinstance(key, str):
                 raise CanonicalError(f"object key {key!r} is not a string")
-            _check(item, depth + 1)
+            if type(item) is not str or depth == MAX_DEPTH:  # most are texts
+                _check(item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _check(item, depth + 1)
+            if type(item) is not str or depth == MAX_DEPTH:
+                _check(item, depth + 1)
     else:
         raise CanonicalError(f"{type(value).__name__} has no canonical form: {value!r:.60}")

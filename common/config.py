@@ -23,9 +23,10 @@ from common.errors import InputError, PlanError
 MAX_FILE_BYTES = 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_HEADER = re.compile(r"\s*\[+\s*([^\]#]+?)\s*\]+")
-_KEY = re.compile(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=")
+# Compiled when they are first used, which is never where a device only starts.
+_DATE = r"(?a:\d{4}-\d{2}-\d{2})"
+_HEADER = r"\s*\[+\s*([^\]#]+?)\s*\]+"
+_KEY = r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*="
 _MISSING: Any = object()
 
 
@@ -100,7 +101,7 @@ class Table:
     def day(self, key: str) -> date | None:
         """A day, as TOML writes it or as a text ``YYYY-MM-DD``; None if absent."""
         value = self._take(key, None)
-        if isinstance(value, str) and _DATE.fullmatch(value):
+        if isinstance(value, str) and re.fullmatch(_DATE, value):
             with contextlib.suppress(ValueError):
                 value = date.fromisoformat(value)
         if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
@@ -280,10 +281,10 @@ def _line_index(text: str) -> dict[str, int]:
     index: dict[str, int] = {}
     table = ""
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.match(line):
+        if header := re.match(_HEADER, line):
             table = re.sub(r"[\s\"']", "", header.group(1))
             index.setdefault(table, number)
-        elif key := _KEY.match(line):
+        elif key := re.match(_KEY, line):
             name = re.sub(r"[\s\"']", "", key.group(1))
             index.setdefault(f"{table}.{name}" if table else name, number)
     return index

@@ -1,12 +1,8 @@
-"""Run an ONNX model from bytes that somebody has verified, and from nothing else.
+"""Ask an ONNX model from bytes that somebody has verified, and hold it to its known answers.
 
-The rule: a model is the bytes that were handed over, and no path is ever opened. They hold what
-:mod:`common.onnx_format` lists, and its input and output have the names and shapes that the schema
-implies, or it is not loaded. Known answers say whether this machine computes what the releaser
-computed; they are synthetic, so they tell nothing about anybody.
-
-What this runtime made of a model can be kept (:func:`optimized`) and loaded in less than half of
-the time, by whoever is sure that it is what was kept.
+The rule: its input and output have the names and shapes that the schema implies, or it is not
+loaded. Known answers say whether this machine computes what the releaser computed; they are
+synthetic, so they tell nothing about anybody.
 
 A model takes records in the schema's own units (a pixel of 0 to 255 stays 0 to 255): whatever
 scaling it needs is inside it.
@@ -14,53 +10,30 @@ scaling it needs is inside it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from common.canonical import CanonicalError, decode, encode, number, parse_number
 from common.data.schema import Schema
 from common.errors import DataError, TrustError
+from common.onnx_runtime import FAILURES, best_ordered, load, load_optimized, not_usable
 
 Array = NDArray[np.float32]
 
 INPUT = "input"
 OUTPUT = "probabilities"
 _OUTPUTS = [OUTPUT]
-_MODEL = "model"  # what an optimized graph calls the file that holds its weights
 
 ANSWERS_VERSION = 1
 ANSWERS_SEED = b"privet known answers v1"
 GREATEST_TOLERANCE = 0.01  # a releaser must not be able to declare the check void
-
-_FATAL_ONLY = 4  # onnxruntime's severity levels: 0 verbose … 4 fatal
-_runtime_errors = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-_FAILURES: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,
-    *(kind for kind in _runtime_errors if isinstance(kind, type) and issubclass(kind, Exception)),
-)
-
-# All that models may hold in this process, weights and values in between, besides verified bytes
-# that are read where they lie: a file of a few bytes can ask for any amount.
-MAX_RUNTIME_BYTES = 2 * 2**30
-
-onnxruntime.disable_telemetry_events()
-onnxruntime.set_default_logger_severity(_FATAL_ONLY)
-onnxruntime.create_and_register_allocator(
-    onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    ),
-    onnxruntime.OrtArenaCfg({"max_mem": MAX_RUNTIME_BYTES, "arena_extend_strategy": 0}),
-)
 
 
 @dataclass(frozen=True)
@@ -80,8 +53,10 @@ class Session:
     Args:
         model: verified bytes of an ONNX file.
         schema: what the model must fit.
-        weights: the verified bytes that ``model`` refers to, if it is what :func:`optimized` gave.
-            They are used where they are, and so have to stay as they are.
+        weights: the verified bytes that ``model`` refers to, if it is what
+            :func:`common.onnx_runtime.optimized` gave. They are used where they are, and so have to
+            stay as they are. The weights of a model in floats are put into the order that batches
+            want when the first one comes: until then there is one copy of them.
 
     Raises:
         TrustError: not a loadable model, it holds what no model here needs, or it does not fit the
@@ -90,12 +65,14 @@ class Session:
 
     def __init__(self, model: bytes, schema: Schema, weights: memoryview | None = None) -> None:
         self.schema = schema
-        self._weights = weights  # held as long as the runtime reads them
-        self._session = load(model) if weights is None else _load_optimized(model, weights)
-        self._check_interface()
-        # Its Python part looks at each call for what no model here has: a tenth of a short call.
-        self._run = getattr(self._session, "_sess", self._session).run
+        self._optimized = weights and (model, weights)  # held as long as the runtime reads them
         self._classes = len(schema.classes)
+        self._lock = threading.Lock()
+        ordered = weights is None or best_ordered(model)
+        loaded = load(model) if weights is None else self._load(ordered)
+        self._check_interface(loaded)
+        self._alone: Any = _runner(loaded)
+        self._together: Any = self._alone if ordered else None
 
     def predict(self, records: NDArray[Any]) -> Array:
         """Class probabilities of records.
@@ -126,13 +103,28 @@ class Session:
         count = len(batch)
         if not count:
             return np.zeros((0, self._classes), np.float32)
+        run = self._alone if count == 1 else self._together or self.expect_batches()
         try:
-            probabilities: Array = self._run(_OUTPUTS, {INPUT: batch}, None)[0]
-        except _FAILURES as error:
+            probabilities: Array = run(_OUTPUTS, {INPUT: batch}, None)[0]
+        except FAILURES as error:
             raise DataError(f"the model cannot be run: {str(error)[:200]}") from error
         if probabilities.shape != (count, self._classes) or not all_of(np.isfinite(probabilities)):
             raise DataError("the model has no finite probabilities for these records")
         return probabilities
+
+    def expect_batches(self) -> Any:
+        """Do now what the first batch would wait for.
+
+        Raises:
+            DataError: there is no memory for it.
+        """
+        with self._lock:
+            if self._together is None:
+                try:
+                    self._together = _runner(self._load(ordered=True))
+                except TrustError as error:  # it was loaded before: only memory is another
+                    raise DataError(f"the model cannot be run: {error.message}") from error
+            return self._together
 
     def latency(self, samples: int = 1000) -> Latency:
         """Measure ``samples`` calls with one record each, after ten to warm up."""
@@ -148,16 +140,20 @@ class Session:
         p50, p99 = np.percentile(times / 1000, [50, 99])
         return Latency(float(p50), float(p99))
 
-    def _check_interface(self) -> None:
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+    def _load(self, ordered: bool) -> Any:
+        assert self._optimized
+        return load_optimized(*self._optimized, ordered=ordered)
+
+    def _check_interface(self, loaded: Any) -> None:
+        inputs, outputs = loaded.get_inputs(), loaded.get_outputs()
         names = [node.name for node in inputs], [node.name for node in outputs]
         if names != ([INPUT], [OUTPUT]):
-            raise _not_usable(f"it has {names[0]} and {names[1]}, not {INPUT!r} and {OUTPUT!r}")
+            raise not_usable(f"it has {names[0]} and {names[1]}, not {INPUT!r} and {OUTPUT!r}")
         wanted = ((inputs[0], self.schema.shape), (outputs[0], (len(self.schema.classes),)))
         for node, rest in wanted:
             free_batch = node.shape and not isinstance(node.shape[0], int)
             if node.type != "tensor(float)" or not free_batch or tuple(node.shape[1:]) != rest:
-                raise _not_usable(
+                raise not_usable(
                     f"{node.name!r} is {node.type} of shape {node.shape}, where the schema implies "
                     f"tensor(float) of shape (batch, {_plain(rest)})"
                 )
@@ -166,77 +162,6 @@ class Session:
 def all_of(mask: NDArray[np.bool_]) -> bool:
     """``mask.all()``, of a few numbers in a quarter of the time: whether no byte of it is zero."""
     return b"\0" not in mask.tobytes()
-
-
-def load(model: bytes) -> Any:
-    """Any ONNX file in the runtime, once it was seen to hold nothing but what models here need.
-
-    Constants are not folded: what they come to at loading is outside of what memory is bounded by,
-    and an exporter has folded them already.
-
-    Raises:
-        TrustError: it holds something else, or cannot be loaded.
-    """
-    from common import onnx_format  # what was optimized before needs no walk
-
-    onnx_format.check(model)
-    return _session(model, options(), disabled_optimizers=["ConstantFolding"])
-
-
-def optimized(model: bytes) -> tuple[bytes, int]:
-    """What this runtime makes of a model on this processor, to be loaded as :class:`Session`.
-
-    It is kept in memory alone, never in a file.
-
-    Args:
-        model: verified bytes of an ONNX file.
-
-    Returns:
-        An ONNX file without the tensors that ``model`` holds as they are; and where in ``model``
-        the largest of them begins, which is read where it is if it lies at a multiple of its
-        element's size in memory.
-
-    Raises:
-        TrustError: as :func:`load`.
-        OSError: this system has no files in memory.
-    """
-    from common import onnx_format, onnx_slices
-
-    onnx_format.check(model)
-    if not hasattr(os, "memfd_create"):
-        raise OSError(errno.ENOSYS, "no files in memory")
-    file = os.memfd_create("optimized", os.MFD_CLOEXEC)
-    try:
-        chosen = options()
-        chosen.optimized_model_filepath = f"/proc/self/fd/{file}"
-        chosen.add_session_config_entry("session.save_model_format", "ONNX")
-        _session(model, chosen, disabled_optimizers=["ConstantFolding"])
-        graph = os.pread(file, os.fstat(file).st_size, 0)
-    finally:
-        os.close(file)
-    return onnx_slices.refer(graph, model, _MODEL)
-
-
-def _load_optimized(graph: bytes, weights: memoryview) -> Any:
-    chosen = options()
-    chosen.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Reads them where they lie, but for what is not at a multiple of its element's size.
-    direct = "session.use_external_initializer_file_buffers_directly"
-    try:
-        chosen.add_session_config_entry(direct, "1")
-        chosen.add_external_initializers_from_files_in_memory([_MODEL], [weights], [len(weights)])
-    except _FAILURES as error:
-        raise _not_loadable(error) from error
-    return _session(graph, chosen)
-
-
-def _session(model: bytes, chosen: Any, **more: Any) -> Any:
-    try:
-        return onnxruntime.InferenceSession(
-            model, chosen, providers=["CPUExecutionProvider"], **more
-        )
-    except _FAILURES as error:
-        raise _not_loadable(error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,26 +264,10 @@ def synthetic_records(schema: Schema, count: int) -> Array:
     return records.astype(np.float32).reshape(count, *schema.shape)
 
 
-def options() -> Any:
-    """What the runtime is told for every model: one thread, silence, ONNX and nothing else."""
-    chosen = onnxruntime.SessionOptions()
-    chosen.intra_op_num_threads = 1
-    chosen.inter_op_num_threads = 1
-    chosen.log_severity_level = _FATAL_ONLY
-    # The other format that the runtime detects by itself is not the one that was checked above.
-    chosen.add_session_config_entry("session.load_model_format", "ONNX")
-    chosen.add_session_config_entry("session.use_env_allocators", "1")
-    return chosen
-
-
-def _not_usable(why: str) -> TrustError:
-    from common.onnx_format import not_usable
-
-    return not_usable(why)
-
-
-def _not_loadable(error: Exception) -> TrustError:
-    return _not_usable(f"the ONNX runtime cannot load it: {str(error)[:200]}")
+def _runner(loaded: Any) -> Any:
+    """The runtime's call; its Python part looks at each for what no model here has: a tenth of a
+    short call."""
+    return getattr(loaded, "_sess", loaded).run
 
 
 def _plain(shape: tuple[int, ...]) -> str:

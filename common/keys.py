@@ -81,6 +81,13 @@ class SigningKey:
         """The 64-byte Ed25519 signature of ``message`` (RFC 8032)."""
         return self._key.sign(message)
 
+    def signed(self, signature: bytes, message: bytes) -> bool:
+        """Whether ``signature`` is what :meth:`sign` gives for ``message``.
+
+        Ed25519 signs the same message with the same bits, in a third of the time of verifying.
+        """
+        return hmac.compare_digest(signature, self.sign(message))
+
     @classmethod
     def generate(cls) -> SigningKey:
         return cls(Ed25519PrivateKey.generate())
@@ -168,7 +175,7 @@ class KeyDirectory:
         """Keep another kind of private key; an existing one is an error unless ``again``."""
         with durable.disk_errors(self.path):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._check_private(self.path)
+        self._check_private(self.path, self.path.stat())
         file = self.path / name
         if file.exists() and not again:
             raise OperationError(
@@ -182,9 +189,9 @@ class KeyDirectory:
         """Read the bytes stored under ``name``, at most 64 KiB unless ``most`` says otherwise."""
         file = self.path / name
         try:
-            self._check_private(self.path)
-            self._check_private(file)
+            self._check_private(self.path, self.path.stat())
             with open(file, "rb") as stream:
+                self._check_private(file, os.fstat(stream.fileno()))
                 return stream.read(most)
         except FileNotFoundError as error:
             raise OperationError(
@@ -200,8 +207,8 @@ class KeyDirectory:
             ) from error
 
     @staticmethod
-    def _check_private(path: Path) -> None:
-        mode = stat.S_IMODE(path.stat().st_mode)
+    def _check_private(path: Path, status: os.stat_result) -> None:
+        mode = stat.S_IMODE(status.st_mode)
         if mode & 0o077:
             raise TrustError(
                 f"{path} can be read by other users (mode {mode:04o})",

@@ -82,15 +82,7 @@ class Envelope:
         """
         if threshold < 1:
             raise TrustError("a threshold of no signatures trusts anybody")
-        if self.payload_type != payload_type:
-            raise TrustError(f"signed as {self.payload_type!r}, expected {payload_type!r}")
-        known = {key.fingerprint: key for key in keys}
-        message = pae(payload_type, self.payload)
-        valid = {
-            name
-            for name, signature in self.signatures
-            if name in known and known[name].verify(signature, message)
-        }
+        valid = self.signers(payload_type, keys)
         if len(valid) < threshold:
             raise TrustError(
                 f"{len(valid)} of {threshold} required signatures are valid",
@@ -98,6 +90,22 @@ class Envelope:
                 code="bad-signature",
             )
         return self.payload
+
+    def signers(self, payload_type: str, keys: Iterable[PublicKey]) -> frozenset[str]:
+        """Fingerprints of those of ``keys`` that have signed it as this type.
+
+        Raises:
+            TrustError: it is of another type.
+        """
+        if self.payload_type != payload_type:
+            raise TrustError(f"signed as {self.payload_type!r}, expected {payload_type!r}")
+        known = {key.fingerprint: key for key in keys}
+        message = pae(payload_type, self.payload)
+        return frozenset(
+            name
+            for name, signature in self.signatures
+            if name in known and known[name].verify(signature, message)
+        )
 
     def json(self) -> Json:
         return {

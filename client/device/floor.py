@@ -104,7 +104,7 @@ def read(identity: Identity) -> Floor:
         if document.pop("device", None) != identity.fingerprint:
             raise TrustError("it is another device's")
         message = _CONTEXT + encode({"device": identity.fingerprint, **document})
-        if not identity.key.public.verify(signature, message):
+        if not identity.key.signed(signature, message):
             raise TrustError("its signature is not this device's")
         return _parse(document)
     except (CanonicalError, InputError, TrustError) as error:

@@ -28,7 +28,6 @@ from client.device import floor
 from client.device.floor import Floor
 from client.device.identity import Identity
 from client.device.policy import DevicePolicy
-from client.device.succession import successors
 from common import durable
 from common.canonical import CanonicalError, decode, encode
 from common.config import Table
@@ -189,6 +188,8 @@ class DeviceHome:
 
     def successors(self) -> dict[str, str]:
         """Keys that took a signer's place in a root: see :mod:`client.device.succession`."""
+        from client.device.succession import successors  # where too few signers have signed
+
         history = (self.tuf / "root_history").glob("*.root.json")
         return successors((self.root, *map(_read, history)), self.policy.signers)
 

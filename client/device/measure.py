@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,8 @@ from client.device.energy import WATTS, Energy, Rapl
 from client.device.home import DeviceHome
 from client.device.runtime import Predictor, installed
 from common.errors import OperationError
-from common.inference import INPUT, OUTPUT, Array, options, synthetic_records
+from common.inference import INPUT, OUTPUT, Array, synthetic_records
+from common.onnx_runtime import options
 from common.release import MODEL
 
 CALLS, BATCH, STARTS = 2000, 256, 5
@@ -265,8 +266,11 @@ def _starts(path: Path, batch: int, count: int, progress: Progress) -> Starts:
     )
 
 
-def start(path: Path, batch: int) -> dict[str, Any]:
+def start(path: Path, batch: int, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """One start of a process that loads a device's model and answers; see :mod:`.cold`.
+
+    Args:
+        environment: of the process; None: this one's.
 
     Raises:
         OperationError: it did not come to an answer.
@@ -279,6 +283,7 @@ def start(path: Path, batch: int) -> dict[str, Any]:
             check=True,
             text=True,
             timeout=_START_SECONDS,
+            env=environment,
         )
         found: dict[str, Any] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:

@@ -5,9 +5,9 @@ what it was made for: the release's files, the runtime, the processor, and what 
 what opens was made by this device, for this start; what does not open counts for nothing, and the
 release is verified in full, as ever. Nothing is refused because of it.
 
-It holds the graph as the runtime optimized it, what the release claims, and one known answer. The
-weights stay in the release's own model, which is authenticated at each start. What the owner may
-change since, the policy, is not in it.
+It holds the graph as the runtime optimized it, what the release claims and who signed that, and one
+known answer. The weights stay in the release's own model, which is authenticated at each start.
+What the owner may change since, the policy, is not in it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common.config import Table
 from common.errors import TrustError
 from common.inference import Array, KnownAnswers, Session
 
-CHECKS = 1  # counts up when a release has to pass more than before, and when this form changes
+CHECKS = 2  # counts up when a release has to pass more than before, and when this form changes
 _HEAD = struct.Struct("<II")  # length of the JSON, first byte of the largest tensor in the model
 _FLOAT = np.dtype("<f4")
 # What numpy found of this processor when it was imported; it has no public name for all of them.
@@ -55,12 +55,14 @@ class Prepared:
 
     Args:
         claims: what it says.
-        graph: as :func:`~common.inference.optimized` gave it.
+        signers: fingerprints of the keys that have signed its statement.
+        graph: as :func:`~common.onnx_runtime.optimized` gave it.
         begins: where in the model the largest of its tensors does.
         answers: one of the known answers.
     """
 
     claims: Claims
+    signers: frozenset[str]
     graph: bytes
     begins: int
     answers: KnownAnswers
@@ -80,7 +82,12 @@ class Prepared:
         return session
 
     def encode(self) -> bytes:
-        head = encode({"claims": self.claims.json(), "tolerance": repr(self.answers.tolerance)})
+        document = {
+            "claims": self.claims.json(),
+            "signers": sorted(self.signers),
+            "tolerance": repr(self.answers.tolerance),
+        }
+        head = encode(document)
         numbers = (self.answers.inputs, self.answers.probabilities)
         return b"".join(
             (
@@ -101,7 +108,7 @@ class Prepared:
         inputs, at = _records(data, at, claims.schema.shape)
         expected, at = _records(data, at, (len(claims.schema.classes),))
         answers = KnownAnswers(inputs, expected, float(head["tolerance"]))
-        return cls(claims, bytes(data[at:]), begins, answers)
+        return cls(claims, frozenset(head["signers"]), bytes(data[at:]), begins, answers)
 
 
 def _records(data: memoryview, at: int, shape: tuple[int, ...]) -> tuple[Array, int]:

@@ -12,7 +12,8 @@ import logging
 from client.device.prepared import Prepared, most
 from client.device.release import Candidate
 from client.device.sealing import memory
-from common.inference import KnownAnswers, Session, optimized
+from common.inference import KnownAnswers, Session
+from common.onnx_runtime import optimized
 from common.release import ANSWERS, MODEL
 
 log = logging.getLogger("privet.device")
@@ -29,7 +30,7 @@ def prepare(candidate: Candidate) -> Prepared | None:
         answers = KnownAnswers.decode(candidate.files[ANSWERS], claims.schema)
         graph, begins = optimized(model)
         one = KnownAnswers(answers.inputs[:1], answers.probabilities[:1], answers.tolerance)
-        made = Prepared(claims, graph, begins, one)
+        made = Prepared(claims, candidate.signers, graph, begins, one)
         held = memory(len(model), made.shift)
         held[:] = model
         answers.check(Session(graph, claims.schema, held.toreadonly()))

@@ -88,10 +88,12 @@ class Candidate:
         claims: which the owner's policy of then allowed.
         files: the verified bytes, by name; without the model where it was prepared.
         digests: SHA-256 of every file, by name.
+        signers: fingerprints of the keys that have signed its statement.
         session: the model, loaded from those bytes.
     """
 
     claims: Claims
     files: Mapping[str, bytes]
     digests: Mapping[str, str]
+    signers: frozenset[str]
     session: Session

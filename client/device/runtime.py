@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.device import slots
-from client.device.answers import Answers, Prediction, Thresholds
 from client.device.bounds import Bounds, batch_of
 from client.device.home import DeviceHome
 from client.device.prepared import Prepared
@@ -26,9 +25,8 @@ from common.inference import Array, Latency
 from common.release import MODEL, STATEMENT
 
 if TYPE_CHECKING:
+    from client.device.answers import Answers, Prediction, Thresholds
     from client.device.reading.source import Batch, Source
-
-_LIKELIEST = Thresholds()
 
 
 def installed(home: DeviceHome) -> Candidate:
@@ -65,9 +63,9 @@ def _ready(home: DeviceHome, pointer: slots.Current, prepared: Prepared) -> Cand
     """
     release, claims = pointer.release, prepared.claims
     files = slots.read(home, release, slots.PUBLIC)
-    check_again(claims, files[STATEMENT], home.policy, home.keys(), home.successors)
+    check_again(home, claims, prepared.signers, files[STATEMENT])
     session = prepared.session(slots.open_sealed(home, release, MODEL, prepared.shift))
-    return Candidate(claims, files, pointer.digests, session) if session else None
+    return Candidate(claims, files, pointer.digests, prepared.signers, session) if session else None
 
 
 class Predictor:
@@ -105,6 +103,14 @@ class Predictor:
             return self._session.answer(checked)
         return self.run(checked)
 
+    def expect_batches(self) -> None:
+        """Do now what the first batch would wait for: putting the weights into another order.
+
+        Raises:
+            DataError: there is no memory for that.
+        """
+        self._session.expect_batches()
+
     def check(self, records: NDArray[Any]) -> Array:
         """Records as float32; refuses what the model knows nothing about: :meth:`probabilities`."""
         return self._bounds.check(records)
@@ -120,13 +126,13 @@ class Predictor:
         return np.concatenate(parts)
 
     def predict(
-        self, records: NDArray[Any], thresholds: Thresholds = _LIKELIEST
+        self, records: NDArray[Any], thresholds: Thresholds | None = None
     ) -> list[Prediction]:
         """What is said of every record; see :meth:`probabilities`."""
         return list(self._answers(self.probabilities(records), thresholds).predictions())
 
     def predict_file(
-        self, source: str | Path | BinaryIO, thresholds: Thresholds = _LIKELIEST
+        self, source: str | Path | BinaryIO, thresholds: Thresholds | None = None
     ) -> list[Prediction]:
         """What is said of every record of a file; see :meth:`open` for which and for the errors."""
         batches = self.stream(self.open(source), thresholds)
@@ -149,7 +155,7 @@ class Predictor:
         return open_source(source, self.schema)
 
     def stream(
-        self, source: Iterable[Batch], thresholds: Thresholds = _LIKELIEST
+        self, source: Iterable[Batch], thresholds: Thresholds | None = None
     ) -> Iterator[Answers]:
         """Answers batch by batch, as they are computed; memory does not grow with the source.
 
@@ -164,7 +170,10 @@ class Predictor:
         return self._session.latency(samples)
 
     def _answers(
-        self, probabilities: Array, thresholds: Thresholds, names: tuple[str, ...] = ()
+        self, probabilities: Array, thresholds: Thresholds | None, names: tuple[str, ...] = ()
     ) -> Answers:
+        from client.device import answers  # probabilities alone need none of it
+
         classes = self.schema.classes
-        return Answers(classes, probabilities, thresholds.decide(probabilities, classes), names)
+        decided = (thresholds or answers.Thresholds()).decide(probabilities, classes)
+        return answers.Answers(classes, probabilities, decided, names)

@@ -3,8 +3,8 @@
 The rule: AES-256-GCM under a key that is used once, derived (HKDF-SHA-256, RFC 5869) from a secret
 of the device, a salt of the file's own, and what the file is. So what opens was sealed by this
 device, as this, and was not changed: it need not be hashed again. There is no public key, since
-nobody else seals anything for a device. A file is opened piece by piece into memory of its own that
-this process alone has; nothing of it is handed out before its last byte was authenticated.
+nobody else seals anything for a device. A file is read into memory that this process alone has, and
+opened there; nothing of it is handed out before its last byte was authenticated.
 
     salt (32 bytes)   what was sealed, encrypted   tag (16 bytes)
 """
@@ -30,7 +30,6 @@ from common.errors import TrustError
 SALT, TAG = 32, 16
 LONGER = SALT + TAG  # bytes that sealing adds
 _NONCE = bytes(12)  # each key is used once
-_PIECE = 2**20  # stays in a core's cache between reading and decrypting
 _LARGE = 2**20  # from here on memory comes in large pages, where the system has them
 _PAGE = 2**21
 
@@ -85,15 +84,14 @@ def open_file(
         if not 0 <= size <= most or len(salt) != SALT:
             raise _not_ours()
         held = memory(size, shift)
-        opener = Cipher(AES(_key(secret, salt, purpose)), GCM(_NONCE)).decryptor()
-        piece = memoryview(bytearray(min(_PIECE, size)))
         done = 0
         while done < size:
-            got = stream.readinto(piece[: size - done])
+            got = stream.readinto(held[done:])
             if not got:
                 raise _not_ours()
-            opener.update_into(piece[:got], held[done : done + got])
             done += got
+        opener = Cipher(AES(_key(secret, salt, purpose)), GCM(_NONCE)).decryptor()
+        opener.update_into(held, held)
         try:
             opener.finalize_with_tag(stream.read(TAG))
         except (InvalidTag, ValueError) as error:

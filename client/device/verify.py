@@ -26,7 +26,7 @@ from common.errors import TrustError
 from common.inference import KnownAnswers, Session
 from common.keys import PublicKey
 from common.release import ANSWERS, MODEL, RELEASE, STATEMENT, WEIGHTS
-from common.statement import Envelope, read_privacy_statement
+from common.statement import INTOTO_TYPE, Envelope, read_privacy_statement
 
 
 def verify(
@@ -56,7 +56,9 @@ def verify(
     _check_lengths(files, known or {})
     digests = {name: digest(data) for name, data in files.items() if name not in (known or {})}
     digests.update(known or {})
-    predicate = _check_statement(files[STATEMENT], digests, policy, keys, successors)
+    envelope = Envelope.decode(files[STATEMENT])
+    known_keys = tuple(keys)
+    predicate = _check_statement(envelope, digests, policy, known_keys, successors)
     release = ReleaseDocument.read(files[RELEASE])
     _check_digests(files, digests, release.files)
     _check_agreement(release, predicate)
@@ -67,7 +69,8 @@ def verify(
         _check_weights(files[WEIGHTS], release)
     session = Session(files[MODEL], release.schema)
     KnownAnswers.decode(files[ANSWERS], release.schema).check(session)
-    return Candidate(claims, dict(files), digests, session)
+    signers = envelope.signers(INTOTO_TYPE, known_keys)
+    return Candidate(claims, dict(files), digests, signers, session)
 
 
 def label(data: bytes) -> tuple[str | None, int | None]:
@@ -92,13 +95,12 @@ def _check_lengths(files: Mapping[str, bytes], known: Mapping[str, str]) -> None
 
 
 def _check_statement(
-    statement: bytes,
+    envelope: Envelope,
     digests: Mapping[str, str],
     policy: DevicePolicy,
     keys: Iterable[PublicKey],
     successors: Callable[[], Mapping[str, str]],
 ) -> Predicate:
-    envelope = Envelope.decode(statement)
     payload = succession.payload(envelope, policy, keys, successors)
     subjects, predicate = read_privacy_statement(payload)
     for name in (WEIGHTS, MODEL):

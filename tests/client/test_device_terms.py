@@ -11,6 +11,7 @@ from client.device.home import DeviceHome
 from client.device.runtime import Predictor
 from client.device.updater import update
 from common.errors import TrustError
+from common.keys import PublicKey
 from tests.client.device_fixtures import (
     FIRST,
     NOW,
@@ -59,12 +60,29 @@ def test_a_simulated_release_that_was_prepared_is_refused_once_its_owner_wants_n
     assert caught.value.code == "simulated"
 
 
-def test_signatures_are_shown_at_each_start(world: World) -> None:
-    """With the root that holds the signers' keys gone, they cannot be."""
-    root = world.home.path / "root.json"
-    root.write_bytes(b"{}")
+def test_who_has_signed_is_known_and_counts_as_far_as_the_policy_of_now_names_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is left to find it out anew: those who signed did so before."""
+    (world.home.path / "root.json").write_bytes(b"{}")
     for kept in (world.home.tuf / "root_history").glob("*.json"):
         kept.unlink()
+    monkeypatch.setattr(PublicKey, "verify", lambda *_: False)
+    home = DeviceHome(world.home.path)
+    assert is_answer_of(FIRST, answers(home))
+    home.set_policy(replace(POLICY, threshold=1, signers=POLICY.signers[:1]))
+    assert is_answer_of(FIRST, answers(home))
+    home.set_policy(replace(POLICY, signers=(POLICY.signers[0], STRANGER.public.fingerprint)))
     with pytest.raises(TrustError) as caught:
-        Predictor.load(DeviceHome(world.home.path))
+        Predictor.load(home)
     assert caught.value.code == "bad-signature"
+
+
+def test_one_of_two_signers_that_are_named_now_is_one_signature(world: World) -> None:
+    policy = replace(POLICY, signers=(*POLICY.signers[:1], STRANGER.public.fingerprint))
+    world.home.set_policy(policy)
+    with pytest.raises(TrustError) as caught:
+        Predictor.load(world.home)
+    assert caught.value.code == "bad-signature"
+    world.home.set_policy(replace(policy, threshold=1))
+    assert is_answer_of(FIRST, answers(world.home))

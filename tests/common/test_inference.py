@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -16,11 +15,11 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from common.data.schema import Schema
 from common.errors import DataError, TrustError
-from common.inference import KnownAnswers, Session, optimized, synthetic_records
+from common.inference import KnownAnswers, Session, synthetic_records
 from tests.client.device_fixtures import RECORDS, SCHEMA, Linear, linear_onnx
 
 MODEL = Linear(3)
@@ -202,127 +201,7 @@ def test_a_difference_just_over_the_tolerance_is_refused() -> None:
                 shifted.check(Session(BYTES, SCHEMA))
 
 
-def test_constants_are_not_folded_beyond_what_memory_is_bounded_by() -> None:
-    """A kilobyte that says: four times a hundred million ones, kept for when they are needed."""
-    done = subprocess.run(
-        [sys.executable, "-c", FOLDED], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 400  # MiB; folded it would be 1,600 more
-
-
-FOLDED = """
-import resource, numpy as np, onnx
-from onnx import TensorProto, helper, numpy_helper
-from common.inference import load
-nodes = [
-    helper.make_node("Shape", ["input"], ["shape"]),
-    helper.make_node("Gather", ["shape", "zeroth"], ["count"]),
-    helper.make_node("Sub", ["count", "count"], ["index"]),
-]
-last = "input"
-for number in range(4):
-    nodes += [
-        helper.make_node("Expand", [f"own{number}", "huge"], [f"big{number}"]),
-        helper.make_node("Gather", [f"big{number}", "index"], [f"picked{number}"]),
-        helper.make_node("Mul", [last, f"picked{number}"], [f"sum{number}"]),
-    ]
-    last = f"sum{number}"
-nodes.append(helper.make_node("Softmax", [last], ["probabilities"], axis=-1))
-values = {"huge": np.array([10**8]), "zeroth": np.array([0])}
-values |= {f"own{number}": np.float32(number) for number in range(4)}
-graph = helper.make_graph(
-    nodes, "g",
-    [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 2])],
-    [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
-    [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
-)
-model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-session = load(model.SerializeToString())
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-
-
-# -- what a runtime made of a model ----------------------------------------------------------------
-
-
-def laid_out(model: bytes, begins: int) -> memoryview:
-    """The model where its largest tensor lies at a multiple of 16."""
-    memory = np.zeros(len(model) + 32, np.uint8)
-    shift = -(memory.ctypes.data + begins) % 16
-    memory[shift : shift + len(model)] = np.frombuffer(model, np.uint8)
-    return memoryview(memory)[shift : shift + len(model)]
-
-
-def wide_model() -> bytes:
-    """(784 -> 64 -> 10) with weights of 200 kB and 2.5 kB."""
-    random = np.random.default_rng(5)
-    first = random.normal(0, 0.05, (784, 64)).astype(np.float32)
-    last = random.normal(0, 0.1, (64, 10)).astype(np.float32)
-    nodes = [
-        helper.make_node("Flatten", ["input"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "first"], ["hidden"]),
-        helper.make_node("Relu", ["hidden"], ["rectified"]),
-        helper.make_node("MatMul", ["rectified", "last"], ["scores"]),
-        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "wide",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 28, 28])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 10])],
-        [numpy_helper.from_array(first, "first"), numpy_helper.from_array(last, "last")],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(made.SerializeToString())
-
-
-PIXELS = Schema("image", (1, 28, 28), tuple("0123456789"), lower=0.0, upper=255.0)
-
-
-def test_an_optimized_model_reads_its_weights_from_the_first_ones_bytes_and_answers_alike() -> None:
-    model = wide_model()
-    graph, begins = optimized(model)
-    assert len(graph) < 10_000  # none of the weights
-    stored = {tensor.name: tensor for tensor in onnx.load_from_string(model).graph.initializer}
-    for tensor in onnx.load_from_string(graph).graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        start, length = int(place["offset"]), int(place["length"])
-        assert model[start : start + length] == stored[tensor.name].raw_data
-        assert (start == begins) == (tensor.name == "first")
-    records = synthetic_records(PIXELS, 5)
-    found = Session(graph, PIXELS, laid_out(model, begins)).predict(records)
-    np.testing.assert_array_equal(found, Session(model, PIXELS).predict(records))
-
-
-def test_weights_are_read_where_they_lie_and_held_as_long_as_they_are() -> None:
-    model = wide_model()
-    graph, begins = optimized(model)
-    session = Session(graph, PIXELS, laid_out(model, begins))
-    gc.collect()
-    junk = [np.full(len(model), 7, np.uint8) for _ in range(8)]  # takes freed memory's place
-    records = synthetic_records(PIXELS, 3)
-    expected = Session(model, PIXELS).predict(records)
-    np.testing.assert_array_equal(session.predict(records), expected)
-    assert junk
-
-
-def test_an_optimized_model_without_its_weights_is_not_loaded() -> None:
-    graph, _ = optimized(wide_model())
-    with pytest.raises(TrustError):
-        Session(graph, PIXELS)  # as any model that names a second file
-    with pytest.raises(TrustError):
-        Session(graph, PIXELS, memoryview(b"\0" * 100))
-
-
-def test_optimizing_leaves_no_file() -> None:
-    opened = len(list(Path("/proc/self/fd").iterdir()))
-    optimized(wide_model())
-    assert len(list(Path("/proc/self/fd").iterdir())) == opened
-
-
 def test_the_runtime_has_a_call_without_its_python_part() -> None:
     """It goes by no public name: an upgrade that moves it makes short calls a tenth slower."""
-    called = Session(BYTES, SCHEMA)._run.__self__
+    called = Session(BYTES, SCHEMA)._alone.__self__
     assert not isinstance(called, onnxruntime.InferenceSession)

@@ -98,7 +98,9 @@ def serve(
         lookout = Lookout(home, seen, model, lambda: numbers.swapped("refused"))
         with serving(numbers.text, listen.metrics) as metrics:
             host = _Host(folder, limits or Limits(), numbers, version, lookout)
-            host.run(Predictor(model), listen, metrics, ready)
+            predictor = Predictor(model)
+            predictor.expect_batches()
+            host.run(predictor, listen, metrics, ready)
 
 
 @dataclass

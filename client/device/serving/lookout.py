@@ -84,15 +84,14 @@ class Lookout:
         if self._model is not None and found.digests == self._model.digests:
             return Verdict.SAME
         predictor = Predictor(found)
+        predictor.expect_batches()  # here, where nobody waits for an answer
         self._model = _kept(found)
         return predictor
 
     def _against(self, model: Candidate) -> TrustError | None:
         """Why the owner's policy of now refuses a model; None: it does not."""
-        home = self._home
         try:
-            statement = model.files[STATEMENT]
-            check_again(model.claims, statement, home.policy, home.keys(), home.successors)
+            check_again(self._home, model.claims, model.signers, model.files[STATEMENT])
         except TrustError as error:
             if error.code == "damaged":
                 raise

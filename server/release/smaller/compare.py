@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from common.data.schema import Schema
 from common.errors import OperationError, TrustError
-from common.inference import INPUT, OUTPUT, Session, load
+from common.inference import INPUT, OUTPUT, Session
 from common.lineage import Comparison
+from common.onnx_runtime import load
 from server.release.smaller.data import Tuning
 
 CALLS = 300

@@ -4,8 +4,8 @@ The rule: onnxruntime's own static quantization, with seven of the eight bits of
 VNNI an x86 processor adds pairs of products in 16 bits, which eight would overflow, so that two
 machines would answer differently. What a product gives stays a float, so that no logit is cut off
 at the largest one of the calibration. A scope says which layers, since on some processors
-convolutions are slower in eight bits. The result holds no path, no date, and only standard
-operators.
+convolutions are slower in eight bits, and the first one, of one channel or three, on all that were
+tried. The result holds no path, no date, and only standard operators.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ _BATCH = 32
 _MULTIPLY, _CONVOLVE = ("MatMul", "Gemm"), ("Conv",)
 _BETWEEN = ("MaxPool", "Relu", "Reshape", "Transpose")  # stay in eight bits between such layers
 
-ALL, PRODUCTS = "all", "products"
+ALL, PRODUCTS, INNER = "all", "products", "inner"
 
 
 def scopes(model: bytes) -> tuple[str, ...]:
     """Which scopes of :func:`quantize` differ for this model; none: it has nothing to quantize."""
-    kinds = {node.op_type for node in onnx.load_from_string(model).graph.node}
-    products, convolutions = kinds & set(_MULTIPLY), kinds & set(_CONVOLVE)
-    if products and convolutions:
-        return ALL, PRODUCTS
-    return (ALL,) if products or convolutions else ()
+    graph = onnx.load_from_string(model).graph
+    named: dict[tuple[str, ...], str] = {}
+    for scope in (ALL, PRODUCTS, INNER):
+        if chosen := _chosen(graph, scope):
+            named.setdefault(tuple(chosen), scope)
+    return tuple(named.values())
 
 
 def quantize(model: bytes, records: NDArray[np.float32], scope: str = ALL) -> bytes:
@@ -49,7 +50,8 @@ def quantize(model: bytes, records: NDArray[np.float32], scope: str = ALL) -> by
     Args:
         model: an exported ONNX file.
         records: (N, *shape) float32 to calibrate with, the first 512 of them; N >= 1.
-        scope: ``all``: convolutions and matrix products; ``products``: these alone.
+        scope: ``all``: convolutions and matrix products; ``products``: these alone; ``inner``: all
+            but the first convolution.
 
     Raises:
         OperationError: ``cannot-quantize``: onnxruntime cannot, and says why.
@@ -104,12 +106,15 @@ def quantize(model: bytes, records: NDArray[np.float32], scope: str = ALL) -> by
 def _chosen(graph: onnx.GraphProto, scope: str) -> list[str]:
     """Names of the nodes to quantize. What lies between layers follows the one before it: an
     eight-bit pooling after a float convolution would cost more than it saves."""
-    layers = (*_MULTIPLY, *(_CONVOLVE if scope != PRODUCTS else ()))
+    convolutions = [node.name for node in graph.node if node.op_type in _CONVOLVE]
+    floats = {ALL: 0, INNER: 1, PRODUCTS: len(convolutions)}[scope]
+    left_out = convolutions[:floats]
     names: list[str] = []
     quantized: set[str] = set()  # tensors
     for node in graph.node:
+        layer = node.op_type in (*_MULTIPLY, *_CONVOLVE) and node.name not in left_out
         between = node.op_type in _BETWEEN and node.input[0] in quantized
-        if node.op_type in layers or between:
+        if layer or between:
             names.append(node.name)
             quantized.update(node.output)
     return names
