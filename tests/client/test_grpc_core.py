@@ -18,7 +18,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client.device.serving import EXPERIMENTS
+from client.device.serving import EXPERIMENTS, core
 from client.device.serving.core import Call, CoreServer
 from client.device.serving.health import WATCH, Health
 
@@ -56,9 +56,10 @@ def served(
     grace: float = SECONDS,
     health: Health | None = None,
     ending: Callable[[], None] = lambda: None,
+    kind: type[CoreServer] = CoreServer,
 ) -> Iterator[Served]:
     place = Served(f"unix:{folder}/socket")
-    server = CoreServer(
+    server = kind(
         {PATH: place.handle, **(health.handlers() if health else {})},
         options=[("grpc.max_receive_message_length", 1000)],
         most=most,
@@ -269,6 +270,41 @@ def test_others_who_join_whoever_was_alone_for_long_are_noticed(
     assert crowds["alone"] == [1] * 200
     assert sum(crowds["joined"]) == 8 * 40
     assert len(crowds["joined"]) < 8 * 40 / 2
+
+
+def looks(folder: Path, calls: int) -> list[bool]:
+    """One caller asks so often, one call after the other: of each look for what comes next, whether
+    the server would have slept until then."""
+    slept: list[bool] = []
+
+    class Noted(CoreServer):
+        def _handle(self, deadline: float) -> bool:
+            slept.append(deadline > 0)
+            return super()._handle(deadline)
+
+    with served(folder, kind=Noted) as place, asking(place) as ask:
+        for _ in range(calls):
+            assert ask(b"echo").result(SECONDS) == b"echo"
+        return list(slept)
+
+
+def test_whoever_is_alone_and_asks_again_at_once_finds_the_server_awake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "AWAKE_SECONDS", 1.0)
+    monkeypatch.setattr(core, "_cores", lambda: 2)
+    slept = looks(tmp_path, core._ALONE + 50)
+    assert all(slept[: core._ALONE])  # nobody was alone for long yet
+    assert slept.count(False) >= 50
+
+
+@pytest.mark.parametrize(("seconds", "cores"), [(0.0, 2), (1.0, 1)])
+def test_the_server_sleeps_where_nobody_asks_at_once_or_the_caller_needs_the_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, cores: int
+) -> None:
+    monkeypatch.setattr(core, "AWAKE_SECONDS", seconds)
+    monkeypatch.setattr(core, "_cores", lambda: cores)
+    assert all(looks(tmp_path, core._ALONE + 50))
 
 
 def test_a_caller_that_leaves_is_noticed_and_its_place_is_free_again(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ are gRPC's, as for any of its servers.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -39,6 +40,11 @@ _AHEAD = 16  # calls that the core may begin before the first of them is taken
 _LOOKS = 2
 _ALONE = 64
 _SOMETIMES = 8
+
+# Waking a thread takes as long as a call, and everything it needs has left the caches meanwhile. So
+# for whoever is alone and asked again within this time of the last answer, the thread stays awake
+# as long once more. It needs a core that the caller does not.
+AWAKE_SECONDS = 0.0005
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -158,6 +164,9 @@ class CoreServer:
         self._silent: dict[Call, float] = {}  # until when their messages have to come, oldest first
         self._look_again = 0.0  # for those whose time is over
         self._alone = 0  # calls in a row that no other one overlapped with
+        self._ended = 0.0  # when the last of them had
+        self._soon = False  # whether it began soon after the one before
+        self._awake = _cores() > 1
         self._asked = 0  # how many calls the core may begin
         self._stopping = self._stopped = False
 
@@ -194,13 +203,22 @@ class CoreServer:
 
     def turn(self) -> None:
         """Handle what comes next within TICK_SECONDS, and all that is there as well; be idle."""
-        self._handle(time.time() + TICK_SECONDS)
+        if not (self._soon and self._alone >= _ALONE and self._expect()):
+            self._handle(time.time() + TICK_SECONDS)
         if self._asked <= _AHEAD // 2:
             self._ask()
         if self._pending() and (self._alone < _ALONE or self._alone % _SOMETIMES == 0):
             self._handle_all()
         self._idle()
         self._refuse_silent()
+
+    def _expect(self) -> bool:
+        """Look for the next event without sleeping; whether it came."""
+        while not self._handle(_WITHOUT_WAITING):
+            if time.monotonic() - self._ended > AWAKE_SECONDS:
+                self._soon = False
+                return False
+        return True
 
     def _handle_all(self) -> None:
         handled = missed = 0
@@ -239,6 +257,7 @@ class CoreServer:
         else:
             self._under_way += 1
             self._alone = self._alone + 1 if self._under_way == 1 else 0
+            self._soon = self._awake and time.monotonic() - self._ended <= AWAKE_SECONDS
             too_many = self._under_way > self._most
         handler = self._handlers.get(details.method)
         if not self._admits(event.invocation_metadata):
@@ -279,3 +298,11 @@ class CoreServer:
 
     def _end(self, _event: Any) -> None:
         self._under_way -= 1
+        self._ended = time.monotonic()
+
+
+def _cores() -> int:
+    """How many of this machine's cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
