@@ -19,15 +19,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
 import numpy as np
 
+from benchmarks.callers import ask
 from benchmarks.harness import Row, Turns, at_least, at_most, in_blocks, main, plain
 from benchmarks.http2 import Connection
 from benchmarks.load import load
@@ -50,6 +51,7 @@ ECHOES = {
     "echo by grpc.server": "threads",
 }
 STOCK, LEAN = "gRPC's client", "a lean client"
+OWN_SOCKETS = "GRPC_EXPERIMENTS=-event_engine_client"
 
 
 def measure(quick: bool) -> list[Row]:
@@ -73,10 +75,15 @@ def measure(quick: bool) -> list[Row]:
         latency = _latency(stack, servers, lambda: predictor.probabilities(record), data, quick)
         rates: dict[str, list[float]] = {name: [] for name in servers}
         stock: dict[str, list[float]] = {name: [] for name in servers}
+        alone: dict[str, list[float]] = {name: [] for name in (*servers, OWN_SOCKETS)}
         spent, own = dict.fromkeys(servers, 0.0), 0.0
+        one = partial(ask, path=PATH, message=data, connections=1, calls=2 * calls)
+        several = partial(ask, path=PATH, message=data, connections=CONNECTIONS, calls=calls // 4)
         for _ in range(turns):
+            alone[OWN_SOCKETS].append(one(servers[OURS][0], settings=OWN_SOCKETS))
             for name, (target, pid) in servers.items():
-                stock[name].append(_rate(target, calls // 4, data))
+                alone[name].append(one(target))
+                stock[name].append(several(target))
                 before = _cpu_seconds(pid)
                 path = target.removeprefix("unix:")
                 seen = load(path, PATH, data, right[name], connections=CONNECTIONS, calls=calls)
@@ -87,15 +94,10 @@ def measure(quick: bool) -> list[Row]:
     many = f"requests/s from {CONNECTIONS}"
     return [
         plain("a prediction in this process, p50", latency.median("here"), "ms"),
-        at_most(f"{OURS}, p50, {STOCK}", latency.median(f"{OURS}, {STOCK}"), "ms", 0.5),
-        *(
-            plain(f"{name}, p50, {STOCK}", latency.median(f"{name}, {STOCK}"), "ms")
-            for name in ECHOES
-        ),
-        *(
-            plain(f"{name}, p50, {LEAN}", latency.median(f"{name}, {LEAN}"), "ms")
-            for name in servers
-        ),
+        at_most(f"{OURS}, p50, {STOCK}", statistics.median(alone[OURS]), "ms", 0.5),
+        plain(f"the same with {OWN_SOCKETS}", statistics.median(alone[OWN_SOCKETS]), "ms"),
+        *(plain(f"{name}, p50, {STOCK}", statistics.median(alone[name]), "ms") for name in ECHOES),
+        *(plain(f"{name}, p50, {LEAN}", latency.median(name), "ms") for name in servers),
         at_least(f"{OURS}, {many}, {LEAN}", statistics.median(rates[OURS]), "/s", 3000),
         *(
             plain(f"{name}, {many}, {LEAN}", statistics.median(rates[name]), "/s")
@@ -120,13 +122,11 @@ def _latency(
     data: bytes,
     quick: bool,
 ) -> Turns:
-    """Single calls, by server and client; ``here`` is the model without either."""
+    """Single calls of the lean client, by server; ``here`` is the model without either."""
     works = {"here": here}
     for name, (target, _) in servers.items():
-        channel = stack.enter_context(grpc.insecure_channel(target))
-        works[f"{name}, {STOCK}"] = _ask(channel, data)
         lean = Connection(target.removeprefix("unix:"), PATH, data)
-        works[f"{name}, {LEAN}"] = stack.enter_context(closing(lean)).call
+        works[name] = stack.enter_context(closing(lean)).call
     return in_blocks(works, seconds=2.0 if quick else 15.0, least=20)
 
 
@@ -147,17 +147,6 @@ def _answers(probabilities: Array) -> Callable[[bytes], None]:
         np.testing.assert_allclose(found, probabilities[0], atol=1e-6)
 
     return check
-
-
-def _ask(channel: grpc.Channel, data: bytes) -> Callable[[], object]:
-    method = channel.unary_unary(PATH)
-    return lambda: method(data)
-
-
-def _rate(target: str, calls: int, data: bytes) -> float:
-    """Requests a second of eight of gRPC's own clients, in a process of their own."""
-    command = [sys.executable, "-m", "benchmarks.serving", "--callers", target, str(calls)]
-    return float(subprocess.run(command, input=data, capture_output=True, check=True).stdout)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -197,21 +186,6 @@ def _running(
         finally:
             process.terminate()
             process.wait()
-
-
-async def _callers(target: str, calls: int, data: bytes) -> float:
-    """Requests a second of so many callers, each with a connection of its own."""
-    own = [("grpc.use_local_subchannel_pool", 1)]
-
-    async def caller() -> None:
-        async with grpc.aio.insecure_channel(target, options=own) as channel:
-            method = channel.unary_unary(PATH)
-            for _ in range(calls):
-                await method(data)
-
-    began = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(CONNECTIONS)))
-    return CONNECTIONS * calls / (time.perf_counter() - began)
 
 
 def _handlers(method: Callable[..., object]) -> tuple[grpc.GenericRpcHandler]:
@@ -263,9 +237,7 @@ def _echo_threads(target: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--callers"]:
-        print(asyncio.run(_callers(sys.argv[2], int(sys.argv[3]), sys.stdin.buffer.read())))
-    elif sys.argv[1:3] == ["--echo", "aio"]:
+    if sys.argv[1:3] == ["--echo", "aio"]:
         asyncio.run(_echo_aio(sys.argv[3]))
     elif sys.argv[1:3] == ["--echo", "core"]:
         _echo_core(sys.argv[3])
