@@ -1,9 +1,9 @@
 """Predict with the installed model, after verifying it once more.
 
-The rule: the model that answers is the bytes that were verified at this start: digests, signatures
-and the owner's policy of today, not of the day of the update. What an update worked out from the
-same bytes on this machine, and sealed, is not worked out again. A record outside of the schema's
-public bounds is refused rather than guessed at.
+The rule: the model that answers is the bytes that were verified, authenticated at this start, by
+the owner's policy of today, not of the day of the update. What an update worked out from the same
+bytes on this machine, and sealed, is not worked out again: who signed them, and what the runtime
+makes of them. A record outside of the schema's public bounds is refused rather than guessed at.
 """
 
 from __future__ import annotations

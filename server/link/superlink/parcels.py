@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +85,8 @@ def _at_once(method: Callable[Concatenate[Parcels, P], R]) -> Callable[Concatena
 
 
 class Parcels:
-    """Whole messages, over a SuperLink's state. Safe to call from several threads.
+    """Whole messages, over a SuperLink's state. Safe to call from several threads where the state's
+    sessions take turns (``one_after_another``).
 
     Args:
         app: the SuperLink.
@@ -100,7 +100,6 @@ class Parcels:
         self._given: dict[bytes, Taken] = {}
         self._coming: dict[bytes, Coming] = {}
         self._replies: dict[int, dict[str, _Reply]] = {}
-        self._collecting = threading.Lock()
 
     # -- nodes -----------------------------------------------------------------------------------
 
@@ -304,19 +303,18 @@ class Parcels:
         """
         task = self._task(token)
         request = parse(PullAppMessagesRequest, body)
-        with self._collecting:
-            waiting = self._replies.setdefault(task.run_id, {})
-            self._forget_received(waiting, set(request.message_ids))
-            # What was given out once is unknown to the SuperLink from then on.
-            known = {reply.proto.metadata.reply_to_message_id for reply in waiting.values()}
-            names = [name for name in request.message_ids if name not in known]
-            if names:
-                ask = PullAppMessagesRequest(message_ids=names)
-                answer = flower(runtime_handlers.pull_messages, ask, self.state, task)
-                pairs = zip(answer.messages_list, answer.message_object_trees, strict=True)
-                for proto, tree in pairs:
-                    waiting[proto.metadata.message_id] = _Reply(proto, tree)
-            return self._whole(task.run_id, waiting, limit)
+        waiting = self._replies.setdefault(task.run_id, {})
+        self._forget_received(waiting, set(request.message_ids))
+        # What was given out once is unknown to the SuperLink from then on.
+        known = {reply.proto.metadata.reply_to_message_id for reply in waiting.values()}
+        names = [name for name in request.message_ids if name not in known]
+        if names:
+            ask = PullAppMessagesRequest(message_ids=names)
+            answer = flower(runtime_handlers.pull_messages, ask, self.state, task)
+            pairs = zip(answer.messages_list, answer.message_object_trees, strict=True)
+            for proto, tree in pairs:
+                waiting[proto.metadata.message_id] = _Reply(proto, tree)
+        return self._whole(task.run_id, waiting, limit)
 
     def _whole(self, run: int, waiting: dict[str, _Reply], limit: int) -> bytes:
         """Those that are whole, as long as they fit; each a parcel of its own."""
