@@ -1,7 +1,7 @@
 """What does this device run, since when, what does that claim, and what was refused?
 
 The rule: nothing is told that was not just checked: the installed model is verified in full, as at
-an update, and every line of the log is held against its signature, the line before it and the floor.
+an update, and every line of the log is held against its signature, the line before and the floor.
 """
 
 from __future__ import annotations
