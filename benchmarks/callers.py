@@ -1,9 +1,9 @@
 """How long does gRPC's own client for Python wait? In a process that has nothing else in it.
 
-    python -m benchmarks.callers TARGET PATH CONNECTIONS CALLS < MESSAGE
+    python -m benchmarks.callers TARGET PATH CONNECTIONS CALLS PAUSE < MESSAGE
 
-One connection asks as programs do, call after call, and gives the median in milliseconds; several
-ask at the same time, and give calls a second. Prints that one number.
+One connection asks call after call, or with so many seconds between them, and gives the median in
+milliseconds; several ask at the same time, and give calls a second. Prints that one number.
 """
 
 from __future__ import annotations
@@ -17,34 +17,48 @@ from statistics import median
 
 import grpc
 
-_WARMUP = 100
+WARMUP = 100
 
 
 def ask(
-    target: str, path: str, message: bytes, *, connections: int, calls: int, settings: str = ""
+    target: str,
+    path: str,
+    message: bytes,
+    *,
+    connections: int,
+    calls: int,
+    pause: float = 0.0,
+    settings: str = "",
 ) -> float:
     """Run this module in a process of its own; see there.
 
     Args:
+        pause: seconds between the calls of a single connection.
         settings: ``NAME=VALUE`` for its environment.
     """
     command = [sys.executable, "-m", "benchmarks.callers", target, path, str(connections)]
     environment = os.environ | (dict([settings.split("=")]) if settings else {})
     done = subprocess.run(
-        [*command, str(calls)], input=message, capture_output=True, check=True, env=environment
+        [*command, str(calls), str(pause)],
+        input=message,
+        capture_output=True,
+        check=True,
+        env=environment,
     )
     return float(done.stdout)
 
 
-def _one(target: str, path: str, calls: int, message: bytes) -> float:
+def _one(target: str, path: str, calls: int, pause: float, message: bytes) -> float:
     taken = []
     with grpc.insecure_channel(target) as channel:
         method = channel.unary_unary(path)
-        for _ in range(_WARMUP + calls):
+        for _ in range(WARMUP + calls):
             began = time.perf_counter()
             method(message)
             taken.append(time.perf_counter() - began)
-    return 1000 * median(taken[_WARMUP:])
+            if pause:
+                time.sleep(pause)
+    return 1000 * median(taken[WARMUP:])
 
 
 async def _several(target: str, path: str, connections: int, calls: int, message: bytes) -> float:
@@ -62,9 +76,9 @@ async def _several(target: str, path: str, connections: int, calls: int, message
 
 
 if __name__ == "__main__":
-    target, path, connections, calls = sys.argv[1:]
+    target, path, connections, calls, pause = sys.argv[1:]
     message = sys.stdin.buffer.read()
     if connections == "1":
-        print(_one(target, path, int(calls), message))
+        print(_one(target, path, int(calls), float(pause), message))
     else:
         print(asyncio.run(_several(target, path, int(connections), int(calls), message)))

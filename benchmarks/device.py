@@ -34,7 +34,6 @@ from client.device.identity import Identity
 from client.device.measure import start
 from client.device.release import Candidate, Claims
 from client.device.runtime import Predictor, installed
-from client.device.sealing import memory
 from common import onnx_format, weights
 from common.canonical import digest
 from common.data.schema import Schema
@@ -42,7 +41,7 @@ from common.errors import TrustError
 from common.inference import INPUT, OUTPUT, KnownAnswers, Session, synthetic_records
 from common.models.preprocess import ServingModel
 from common.models.registry import build
-from common.onnx_runtime import optimized, options
+from common.onnx_runtime import options
 from common.release import MODEL
 from deploy.check_wheels import needed
 from privet.running import simulate
@@ -104,7 +103,7 @@ def _fastest_eight_bits(model: bytes, schema: Schema) -> bytes:
     """In the scope that answers soonest here, as ``privet release shrink`` chooses."""
     records = synthetic_records(schema, CALIBRATION)
     found = [quantize(model, records, scope) for scope in scopes(model)]
-    sessions = [Session(data, schema) for data in found]
+    sessions = [Session.optimized(data, schema) for data in found]
     works = {str(i): partial(one.predict, records[:1]) for i, one in enumerate(sessions)}
     turns = in_blocks(works, 0.5, least=20)
     return found[int(min(works, key=turns.median))]
@@ -120,12 +119,12 @@ def _beside_eager(
     seconds: float,
 ) -> list[Row]:
     """Through our API, by ONNX Runtime alone and in eager torch, in turn."""
-    predictor = predictor_of(model, schema)
-    bare = onnxruntime.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
+    session = Session.optimized(model, schema)
+    predictor, bare = _predictor_of(session), session.runtime(1)
     record = synthetic_records(schema, 1)
     works: dict[str, Callable[[], object]] = {
         "api": lambda: predictor.probabilities(record),
-        "bare": lambda: bare.run([OUTPUT], {INPUT: record}),
+        "bare": lambda: bare([OUTPUT], {INPUT: record}, None),
         "eager": _eager(serving, torch.from_numpy(record)),
     }
     turns = in_blocks(works, seconds, least=50)
@@ -143,13 +142,8 @@ def _beside_eager(
     ]
 
 
-def predictor_of(model: bytes, schema: Schema) -> Predictor:
-    """What a device would have at a start, after an update has verified a release of this model."""
-    graph, begins = optimized(model)
-    held = memory(len(model), -begins % 16)
-    held[:] = model
-    session = Session(graph, schema, held.toreadonly())
-    claims = Claims("measured", 1, True, True, schema, 1.0, 1e-5, "record")
+def _predictor_of(session: Session) -> Predictor:
+    claims = Claims("measured", 1, True, True, session.schema, 1.0, 1e-5, "record")
     return Predictor(Candidate(claims, {}, {}, frozenset(), session))
 
 
@@ -182,7 +176,7 @@ def _start(count: int) -> list[Row]:
         statistics.median(one[k] for one in found[1:]) for k in ("seconds", "peak_bytes")
     )
     return [
-        at_most("cold start: process, imports, verification, first answer", seconds, "s", 0.25),
+        at_most("cold start: process, imports, verification, one answer", seconds, "s", 0.25),
         plain(
             "a process that imports numpy and onnxruntime alone", statistics.median(bare[1:]), "s"
         ),
@@ -221,6 +215,7 @@ def _load(quick: bool) -> list[Row]:
         def bare() -> None:
             onnxruntime.InferenceSession(file, options(), providers=["CPUExecutionProvider"])
 
+        peaks = [start(home, records)["peak_bytes"] / 2**20 for records in (1, 256)]
         works = {"ours": ours, "batches": batches, "bare": bare}
         turns = in_turn(works, 1.5 if quick else 15.0, least=5)
     what = "an installed model of a million parameters"
@@ -229,6 +224,8 @@ def _load(quick: bool) -> list[Row]:
         plain("the same ONNX file, loaded as it is", turns.median("bare"), "ms"),
         at_most(f"{what}: loaded / bare", turns.ratio("ours", "bare"), "x", 1.3),
         plain(f"{what}: loaded, its weights ordered / bare", turns.ratio("batches", "bare"), "x"),
+        plain(f"{what}: peak memory, one record at a time", peaks[0], "MiB"),
+        plain(f"{what}: peak memory, with a batch of 256", peaks[1], "MiB"),
     ]
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from benchmarks.callers import ask
+from benchmarks.callers import WARMUP, ask
 from benchmarks.harness import Row, Turns, at_least, at_most, in_blocks, main, plain
 from benchmarks.http2 import Connection
 from benchmarks.load import load
@@ -52,6 +52,7 @@ ECHOES = {
 }
 STOCK, LEAN = "gRPC's client", "a lean client"
 OWN_SOCKETS = "GRPC_EXPERIMENTS=-event_engine_client"
+PAUSE = 0.001  # seconds
 
 
 def measure(quick: bool) -> list[Row]:
@@ -75,14 +76,21 @@ def measure(quick: bool) -> list[Row]:
         latency = _latency(stack, servers, lambda: predictor.probabilities(record), data, quick)
         rates: dict[str, list[float]] = {name: [] for name in servers}
         stock: dict[str, list[float]] = {name: [] for name in servers}
-        alone: dict[str, list[float]] = {name: [] for name in (*servers, OWN_SOCKETS)}
+        alone: dict[str, list[float]] = {name: [] for name in (*servers, OWN_SOCKETS, "paused")}
+        awake, pausing = 0.0, 0.0  # CPU-seconds of the service
         spent, own = dict.fromkeys(servers, 0.0), 0.0
         one = partial(ask, path=PATH, message=data, connections=1, calls=2 * calls)
         several = partial(ask, path=PATH, message=data, connections=CONNECTIONS, calls=calls // 4)
         for _ in range(turns):
-            alone[OWN_SOCKETS].append(one(servers[OURS][0], settings=OWN_SOCKETS))
+            ours, process = servers[OURS]
+            alone[OWN_SOCKETS].append(one(ours, settings=OWN_SOCKETS))
+            before = _cpu_seconds(process)
+            alone["paused"].append(one(ours, pause=PAUSE))
+            pausing += _cpu_seconds(process) - before
             for name, (target, pid) in servers.items():
+                before = _cpu_seconds(pid)
                 alone[name].append(one(target))
+                awake += (_cpu_seconds(pid) - before) * (name == OURS)
                 stock[name].append(several(target))
                 before = _cpu_seconds(pid)
                 path = target.removeprefix("unix:")
@@ -90,12 +98,17 @@ def measure(quick: bool) -> list[Row]:
                 rates[name].append(seen.rate)
                 spent[name] += _cpu_seconds(pid) - before
                 own += seen.cpu_seconds
-    made = turns * CONNECTIONS * calls
+    made, single = turns * CONNECTIONS * calls, turns * (2 * calls + WARMUP)
     many = f"requests/s from {CONNECTIONS}"
     return [
         plain("a prediction in this process, p50", latency.median("here"), "ms"),
-        at_most(f"{OURS}, p50, {STOCK}", statistics.median(alone[OURS]), "ms", 0.5),
+        at_most(
+            f"{OURS}, p50, {STOCK}, call after call", statistics.median(alone[OURS]), "ms", 0.5
+        ),
         plain(f"the same with {OWN_SOCKETS}", statistics.median(alone[OWN_SOCKETS]), "ms"),
+        plain(
+            "the same with a millisecond between calls", statistics.median(alone["paused"]), "ms"
+        ),
         *(plain(f"{name}, p50, {STOCK}", statistics.median(alone[name]), "ms") for name in ECHOES),
         *(plain(f"{name}, p50, {LEAN}", latency.median(name), "ms") for name in servers),
         at_least(f"{OURS}, {many}, {LEAN}", statistics.median(rates[OURS]), "/s", 3000),
@@ -107,6 +120,8 @@ def measure(quick: bool) -> list[Row]:
             plain(f"{name}, {many}, {STOCK}", statistics.median(stock[name]), "/s")
             for name in servers
         ),
+        plain(f"{OURS}, CPU for one, {STOCK}, call after call", 1e6 * awake / single, "us"),
+        plain("CPU for one, with a millisecond between calls", 1e6 * pausing / single, "us"),
         *(
             plain(f"{name}, CPU for one, {LEAN}", 1e6 * seconds / made, "us")
             for name, seconds in spent.items()

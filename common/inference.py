@@ -22,8 +22,15 @@ from numpy.typing import NDArray
 
 from common.canonical import CanonicalError, decode, encode, number, parse_number
 from common.data.schema import Schema
-from common.errors import DataError, TrustError
-from common.onnx_runtime import FAILURES, best_ordered, load, load_optimized, not_usable
+from common.errors import DataError, OperationError, TrustError
+from common.onnx_runtime import (
+    FAILURES,
+    best_ordered,
+    load,
+    load_optimized,
+    not_usable,
+    optimized,
+)
 
 Array = NDArray[np.float32]
 
@@ -56,23 +63,44 @@ class Session:
         weights: the verified bytes that ``model`` refers to, if it is what
             :func:`common.onnx_runtime.optimized` gave. They are used where they are, and so have to
             stay as they are. The weights of a model in floats are put into the order that batches
-            want when the first one comes: until then there is one copy of them.
+            want when the first one comes; until then most of them are there once.
+        known: what is asked again once they are in that order; None: nothing.
 
     Raises:
         TrustError: not a loadable model, it holds what no model here needs, or it does not fit the
             schema.
     """
 
-    def __init__(self, model: bytes, schema: Schema, weights: memoryview | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        schema: Schema,
+        weights: memoryview | None = None,
+        known: KnownAnswers | None = None,
+    ) -> None:
         self.schema = schema
-        self._optimized = weights and (model, weights)  # held as long as the runtime reads them
+        self._weights, self._known = weights, known  # weights: as long as the runtime reads them
         self._classes = len(schema.classes)
         self._lock = threading.Lock()
-        ordered = weights is None or best_ordered(model)
-        loaded = load(model) if weights is None else self._load(ordered)
+        ordered = weights is None or best_ordered(model, weights)
+        loaded = load(model) if weights is None else load_optimized(model, weights, ordered=ordered)
         self._check_interface(loaded)
         self._alone: Any = _runner(loaded)
         self._together: Any = self._alone if ordered else None
+        self._graph = b"" if ordered else model
+
+    @classmethod
+    def optimized(cls, model: bytes, schema: Schema) -> Session:
+        """A model as a device runs it once an update has prepared it for its starts."""
+        try:
+            graph, begins = optimized(model)
+        except OSError:  # a system that cannot
+            return cls(model, schema)
+        held = np.empty(len(model) + 16, np.uint8)
+        shift = -(held.ctypes.data + begins) % 16
+        weights = held.data[shift : shift + len(model)]
+        weights[:] = model
+        return cls(graph, schema, weights.toreadonly())
 
     def predict(self, records: NDArray[Any]) -> Array:
         """Class probabilities of records.
@@ -103,7 +131,14 @@ class Session:
         count = len(batch)
         if not count:
             return np.zeros((0, self._classes), np.float32)
-        run = self._alone if count == 1 else self._together or self.expect_batches()
+        return self._ask(self.runtime(count), batch)
+
+    def runtime(self, count: int) -> Any:
+        """The runtime's own call for so many records, as :meth:`answer` makes it."""
+        return self._alone if count == 1 else self._together or self.expect_batches()
+
+    def _ask(self, run: Any, batch: Array) -> Array:
+        count = len(batch)
         try:
             probabilities: Array = run(_OUTPUTS, {INPUT: batch}, None)[0]
         except FAILURES as error:
@@ -116,15 +151,29 @@ class Session:
         """Do now what the first batch would wait for.
 
         Raises:
-            DataError: there is no memory for it.
+            OperationError: ``no-memory``: there is none for it.
+            TrustError: the model fails its known answer.
         """
         with self._lock:
             if self._together is None:
-                try:
-                    self._together = _runner(self._load(ordered=True))
-                except TrustError as error:  # it was loaded before: only memory is another
-                    raise DataError(f"the model cannot be run: {error.message}") from error
+                self._together = self._ordered()
+                self._graph = b""
             return self._together
+
+    def _ordered(self) -> Any:
+        assert self._weights is not None
+        try:
+            run = _runner(load_optimized(self._graph, self._weights, ordered=True))
+        except TrustError as error:  # it was loaded before: only memory is another
+            raise OperationError(
+                "there is not enough memory to answer several records at once",
+                hint="ask about one at a time, or leave more memory to this process",
+                code="no-memory",
+            ) from error
+        if self._known is not None:
+            twice = self._known.twice()
+            twice.hold(self._ask(run, twice.inputs))
+        return run
 
     def latency(self, samples: int = 1000) -> Latency:
         """Measure ``samples`` calls with one record each, after ten to warm up."""
@@ -139,10 +188,6 @@ class Session:
             times[index] = time.perf_counter_ns() - start
         p50, p99 = np.percentile(times / 1000, [50, 99])
         return Latency(float(p50), float(p99))
-
-    def _load(self, ordered: bool) -> Any:
-        assert self._optimized
-        return load_optimized(*self._optimized, ordered=ordered)
 
     def _check_interface(self, loaded: Any) -> None:
         inputs, outputs = loaded.get_inputs(), loaded.get_outputs()
@@ -235,8 +280,16 @@ class KnownAnswers:
         except DataError as error:
             raise TrustError(f"the model fails its known answers: {error}") from error
         # Together and alone: a record's answer may not hang on which others were asked with it.
-        both = [found, np.concatenate(alone)] if alone else [found]
-        difference = float(np.abs(np.stack(both) - self.probabilities).max())
+        return max(self.hold(one) for one in ([found, np.concatenate(alone)] if alone else [found]))
+
+    def twice(self) -> KnownAnswers:
+        """The same with each input twice."""
+        inputs, probabilities = (np.repeat(x, 2, axis=0) for x in (self.inputs, self.probabilities))
+        return KnownAnswers(inputs, probabilities, self.tolerance)
+
+    def hold(self, found: Array) -> float:
+        """How far (N, classes) probabilities are off; :class:`TrustError` if over the tolerance."""
+        difference = float(np.abs(found - self.probabilities).max())
         if not difference <= self.tolerance:
             raise TrustError(
                 f"the model's answer to a known input is {difference:.3g} off, where "

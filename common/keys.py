@@ -190,8 +190,11 @@ class KeyDirectory:
         file = self.path / name
         try:
             self._check_private(self.path, self.path.stat())
-            with open(file, "rb") as stream:
-                self._check_private(file, os.fstat(stream.fileno()))
+            with open(file, "rb", opener=_without_waiting) as stream:
+                status = os.fstat(stream.fileno())
+                self._check_private(file, status)
+                if not stat.S_ISREG(status.st_mode):
+                    raise TrustError(f"{file} is no file", code="key-exposed")
                 return stream.read(most)
         except FileNotFoundError as error:
             raise OperationError(
@@ -215,6 +218,10 @@ class KeyDirectory:
                 hint=f"chmod go-rwx {path}",
                 code="key-exposed",
             )
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its other end
 
 
 def b64(text: object) -> bytes:

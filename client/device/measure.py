@@ -19,7 +19,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from client.device import slots
@@ -29,7 +28,6 @@ from client.device.home import DeviceHome
 from client.device.runtime import Predictor, installed
 from common.errors import OperationError
 from common.inference import INPUT, OUTPUT, Array, synthetic_records
-from common.onnx_runtime import options
 from common.release import MODEL
 
 CALLS, BATCH, STARTS = 2000, 256, 5
@@ -166,12 +164,11 @@ def measure(
         OperationError: nothing is installed, or a process could not be started.
         TrustError: what is installed does not verify.
     """
-    predictor = Predictor(installed(home))
-    model = slots.load(home)[1][MODEL]
-    session = onnxruntime.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
+    model = installed(home)
+    predictor, session = Predictor(model), model.session
 
     def bare(records: Array) -> Any:
-        return session.run([OUTPUT], {INPUT: records})
+        return session.runtime(len(records))([OUTPUT], {INPUT: records}, None)
 
     one, many = (synthetic_records(predictor.schema, count) for count in (1, batch))
     single = _pairs(predictor.probabilities, bare, one, calls, "one record a call", progress)
@@ -184,7 +181,7 @@ def measure(
         single=single,
         batched=batched,
         start=_starts(home.path, batch, starts, progress),
-        model_bytes=len(model),
+        model_bytes=len(slots.load(home)[1][MODEL]),
         release_bytes=slots.size(home),
         cpu_seconds_per_1000=cpu,
         batched_cpu_seconds_per_1000=batched_cpu,

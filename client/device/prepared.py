@@ -1,7 +1,7 @@
 """What of a release is ready for the next start, so that it is not worked out again?
 
 The rule: a device prepares what passed every check of an update, on this machine, and binds it to
-what it was made for: the release's files, the runtime, the processor, and what is checked here. So
+what it was made for: the release's files, the runtime, the processor, and what checks here. So
 what opens was made by this device, for this start; what does not open counts for nothing, and the
 release is verified in full, as ever. Nothing is refused because of it.
 
@@ -17,6 +17,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import cryptography
 import numpy as np
 import onnxruntime
 from numpy._core import _multiarray_umath  # type: ignore[attr-defined]
@@ -43,10 +44,17 @@ def most(model: int) -> int:
 
 
 def made_for() -> dict[str, str | int]:
-    """What has to be the same when it is used: our checks, the runtime, the processor."""
+    """What has to be the same when it is used: our checks, what verified the signatures, the
+    runtime, the processor."""
     present = " ".join(name for name, has in _FEATURES.items() if has)
     runtime = f"{onnxruntime.__version__} {onnxruntime.get_build_info()}"
-    return {"checks": CHECKS, "runtime": runtime, "processor": present}
+    signatures = cryptography.__version__
+    return {
+        "checks": CHECKS,
+        "runtime": runtime,
+        "processor": present,
+        "signatures": signatures,
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +83,7 @@ class Prepared:
     def session(self, model: memoryview) -> Session | None:
         """The model, once it gave the known answer; None if it does not."""
         try:
-            session = Session(self.graph, self.claims.schema, model)
+            session = Session(self.graph, self.claims.schema, model, known=self.answers)
             self.answers.check(session)
         except TrustError:
             return None

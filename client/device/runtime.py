@@ -107,7 +107,8 @@ class Predictor:
         """Do now what the first batch would wait for: putting the weights into another order.
 
         Raises:
-            DataError: there is no memory for that.
+            OperationError: there is no memory for that.
+            TrustError: this machine does not compute what the releaser did.
         """
         self._session.expect_batches()
 

@@ -274,10 +274,11 @@ def test_what_an_owner_went_back_to_is_prepared_for_another_processor_too(
 
 CHECKED_BY = """
     client/device/documents.py client/device/prepared.py client/device/release.py
-    client/device/verify.py common/data/schema.py common/inference.py common/onnx_format.py
-    common/onnx_grammar.py common/onnx_runtime.py common/onnx_slices.py common/weights.py
+    client/device/succession.py client/device/verify.py common/canonical.py common/data/schema.py
+    common/inference.py common/keys.py common/onnx_format.py common/onnx_grammar.py
+    common/onnx_runtime.py common/onnx_slices.py common/statement.py common/weights.py
 """
-COUNTED = "4c0e5ef0da069b77"  # 2
+COUNTED = "f7bdb0c52d9ad3fb"  # 2
 
 
 def test_whoever_changes_what_a_release_has_to_pass_counts_that_up() -> None:
@@ -313,10 +314,11 @@ def test_other_checks_or_another_processor_ask_for_another_and_an_update_makes_i
     assert fully == ["clinic-linear"]
 
 
-def test_another_runtime_asks_for_another(
-    world: World, fully: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("library", ["onnxruntime", "cryptography"])
+def test_another_runtime_or_another_verifier_of_signatures_asks_for_another(
+    world: World, fully: list[str], monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
-    monkeypatch.setattr("onnxruntime.__version__", "0.0.1")
+    monkeypatch.setattr(f"{library}.__version__", "0.0.1")
     assert is_whole(world.home)
     assert fully == ["clinic-linear"]
 

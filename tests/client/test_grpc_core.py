@@ -307,6 +307,25 @@ def test_the_server_sleeps_where_nobody_asks_at_once_or_the_caller_needs_the_cor
     assert all(looks(tmp_path, core._ALONE + 50))
 
 
+@pytest.mark.parametrize(
+    ("says", "most"),
+    [
+        ("max 100000", None),
+        ("100000 100000", 1),
+        ("150000 100000", 1),
+        ("4000", None),
+        (None, None),
+    ],
+)
+def test_a_quota_of_a_control_group_counts_as_cores(
+    tmp_path: Path, says: str | None, most: int | None
+) -> None:
+    file = tmp_path / "cpu.max"
+    if says is not None:
+        file.write_text(f"{says}\n")
+    assert core._cores(file) == (most or len(os.sched_getaffinity(0)))
+
+
 def test_a_caller_that_leaves_is_noticed_and_its_place_is_free_again(tmp_path: Path) -> None:
     with served(tmp_path, most=1) as place, asking(place) as ask:
         for leaves in (True, False):  # by itself, and by its deadline

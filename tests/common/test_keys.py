@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import os
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,24 @@ def test_an_existing_key_is_never_overwritten(tmp_path: Path) -> None:
         directory.create("a")
     assert caught.value.code == "key-exists"
     assert snapshot(tmp_path) == before
+
+
+def test_a_signature_is_known_by_making_it_again() -> None:
+    key, message = SigningKey.from_seed(bytes(32)), b"how far it came"
+    signature = key.sign(message)
+    assert key.signed(signature, message)
+    assert key.public.verify(signature, message)
+    assert not key.signed(signature, message + b".")
+    assert not key.signed(signature[:-1] + bytes([signature[-1] ^ 1]), message)
+    assert not key.signed(b"", message)
+
+
+def test_a_pipe_in_a_keys_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    directory = KeyDirectory(tmp_path / "keys")
+    directory.create("a")
+    os.mkfifo(directory.path / "b", 0o600)
+    with pytest.raises(TrustError, match="is no file"):
+        directory.load("b")
 
 
 @pytest.mark.parametrize("mode", [0o750, 0o705, 0o701, 0o777])

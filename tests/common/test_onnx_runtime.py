@@ -18,8 +18,8 @@ from torch import nn
 
 from common import inference
 from common.data.schema import Schema
-from common.errors import DataError, TrustError
-from common.inference import Session, synthetic_records
+from common.errors import OperationError, TrustError
+from common.inference import KnownAnswers, Session, synthetic_records
 from common.models.model import Model
 from common.models.preprocess import ServingModel
 from common.onnx_runtime import load_optimized, optimized
@@ -77,9 +77,9 @@ def laid_out(model: bytes, begins: int) -> memoryview:
     return memoryview(memory)[shift : shift + len(model)]
 
 
-def wide_model() -> bytes:
+def wide_model(seed: int = 5) -> bytes:
     """(784 -> 64 -> 10) with weights of 200 kB and 2.5 kB."""
-    random = np.random.default_rng(5)
+    random = np.random.default_rng(seed)
     first = random.normal(0, 0.05, (784, 64)).astype(np.float32)
     last = random.normal(0, 0.1, (64, 10)).astype(np.float32)
     nodes = [
@@ -160,15 +160,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
-def again(model: bytes) -> Session:
-    graph, begins = optimized(model)
-    return Session(graph, PIXELS, laid_out(model, begins))
-
-
 def test_weights_are_ordered_for_batches_when_the_first_one_comes_and_once(
     loads: list[bool],
 ) -> None:
-    session, records = again(wide_model()), synthetic_records(PIXELS, 3)
+    session, records = Session.optimized(wide_model(), PIXELS), synthetic_records(PIXELS, 3)
     alone = [session.predict(records[i : i + 1]) for i in range(3)]
     assert loads == [False]
     together = session.predict(records)
@@ -179,7 +174,7 @@ def test_weights_are_ordered_for_batches_when_the_first_one_comes_and_once(
 
 
 def test_several_threads_first_batches_order_the_weights_once(loads: list[bool]) -> None:
-    session, records = again(wide_model()), synthetic_records(PIXELS, 3)
+    session, records = Session.optimized(wide_model(), PIXELS), synthetic_records(PIXELS, 3)
     expected, found = Session(wide_model(), PIXELS).predict(records), []
     asking = [
         threading.Thread(target=lambda: found.append(session.predict(records))) for _ in range(8)
@@ -195,7 +190,7 @@ def test_several_threads_first_batches_order_the_weights_once(loads: list[bool])
 
 
 def test_who_expects_batches_does_not_wait_at_the_first_one(loads: list[bool]) -> None:
-    session = again(wide_model())
+    session = Session.optimized(wide_model(), PIXELS)
     session.expect_batches()
     assert loads == [False, True]
     session.predict(synthetic_records(PIXELS, 2))
@@ -205,23 +200,54 @@ def test_who_expects_batches_does_not_wait_at_the_first_one(loads: list[bool]) -
 def test_without_memory_for_the_order_a_batch_is_refused_and_one_record_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    session, records = again(wide_model()), synthetic_records(PIXELS, 2)
+    session, records = Session.optimized(wide_model(), PIXELS), synthetic_records(PIXELS, 2)
 
     def full(*_: object, **__: object) -> Any:
         raise TrustError("the ONNX runtime cannot load it: no memory")
 
     monkeypatch.setattr(inference, "load_optimized", full)
-    with pytest.raises(DataError, match="cannot be run"):
+    with pytest.raises(OperationError) as caught:
         session.predict(records)
+    assert caught.value.code == "no-memory"
     assert session.predict(records[:1]).shape == (1, 10)
     monkeypatch.undo()
     assert session.predict(records).shape == (2, 10)
 
 
+def test_what_is_in_another_order_is_held_to_its_known_answer_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = wide_model()
+    graph, begins = optimized(model)
+    known = KnownAnswers.make(PIXELS, Session(model, PIXELS).predict, count=1)
+    session = Session(graph, PIXELS, laid_out(model, begins), known)
+    monkeypatch.setattr(session, "_weights", laid_out(wide_model(6), begins))
+    assert known.check(session) < 1e-6  # one record alone
+    with pytest.raises(TrustError) as caught:
+        session.expect_batches()
+    assert caught.value.code == "wrong-answer"
+    with pytest.raises(TrustError):
+        session.predict(synthetic_records(PIXELS, 2))
+    assert session.predict(synthetic_records(PIXELS, 1)).shape == (1, 10)
+
+
+def test_what_the_runtime_has_ordered_before_is_loaded_once(loads: list[bool]) -> None:
+    """Convolutions: their weights are in the graph, and a second load would hold them twice."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.MaxPool2d(24), nn.Flatten(),
+        nn.Linear(64, 10),
+    )  # fmt: skip
+    model = to_onnx(ServingModel(Model(nn.Identity(), network), PIXELS), PIXELS)
+    session, records = Session.optimized(model, PIXELS), synthetic_records(PIXELS, 2)
+    session.predict(records)
+    session.predict(records[:1])
+    assert loads == [True]
+
+
 def test_weights_in_eight_bits_are_ordered_at_once(loads: list[bool]) -> None:
     """One record takes twice as long without: see docs/adr/0023."""
     model = quantize(wide_model(), synthetic_records(PIXELS, 64))
-    session, records = again(model), synthetic_records(PIXELS, 3)
+    session, records = Session.optimized(model, PIXELS), synthetic_records(PIXELS, 3)
     found = session.predict(records)
     session.predict(records[:1])
     assert loads == [True]

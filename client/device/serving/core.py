@@ -21,6 +21,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -43,7 +44,8 @@ _SOMETIMES = 8
 
 # Waking a thread takes as long as a call, and everything it needs has left the caches meanwhile. So
 # for whoever is alone and asked again within this time of the last answer, the thread stays awake
-# as long once more. It needs a core that the caller does not.
+# as long once more. It keeps a core busy meanwhile, which has to be one that the caller does not
+# need.
 AWAKE_SECONDS = 0.0005
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -301,8 +303,11 @@ class CoreServer:
         self._ended = time.monotonic()
 
 
-def _cores() -> int:
-    """How many of this machine's cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many of this machine's cores this process may use all the time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        most, period = quota.read_text().split()
+    except (OSError, ValueError):
+        return cores or 1  # no control group, or an old kind
+    return cores or 1 if most == "max" else min(cores or 1, int(most) // int(period))

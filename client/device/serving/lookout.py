@@ -1,10 +1,11 @@
 """Which model has to answer now? What answers, held against what is installed and allowed.
 
 The rules: whatever changes pointer, policy or roots is looked at within a second. The model in use
-is held against the owner's policy of now by the statement that was verified with it, so no copy on
-the disk withdraws it or keeps it: where the policy or its signers refuse it, it is withdrawn. What
-is installed is verified like at a start; where that fails the model in use stays. A failure may
-have been the machine's, so it is tried again, ever more seldom, until something changes.
+is held against the owner's policy of now by what it claims and who has signed that, as found when
+it was verified, so no copy on the disk withdraws it or keeps it: where the policy refuses them, it
+is withdrawn. What is installed is verified like at a start; where that fails the model in use
+stays. A failure may have been the machine's, so it is tried again, ever more seldom, until
+something changes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The rule: both run as a device runs them, from their bytes, on records that neither was tuned on,
 some of them alone and the rest together; nothing of a file runs before it was looked through. A
 logit's drift is looked at beside the classes, because classes that agree can hide confidence that
-does not. Latency is measured in turn, call by call, so that a slow spell of the machine slows both.
+does not. Latency is that of one record, as a device answers it after an update, measured in turn,
+call by call, so that a slow spell of the machine slows both.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def compare(
     sessions = Session(parent, schema), Session(child, schema)
     classes = [_classes(session, records) for session in sessions]
     logits = [_centred(_logits(model, records)) for model in (parent, child)]  # (N, classes)
-    before, after = _latency(*sessions, records[:1], calls)
+    one, other = Session.optimized(parent, schema), Session.optimized(child, schema)
+    before, after = _latency(one, other, records[:1], calls)
     return Comparison(
         agreement=float((classes[0] == classes[1]).mean()),
         drift=float(np.abs(logits[0] - logits[1]).max()),

@@ -106,13 +106,13 @@ def quantize(model: bytes, records: NDArray[np.float32], scope: str = ALL) -> by
 def _chosen(graph: onnx.GraphProto, scope: str) -> list[str]:
     """Names of the nodes to quantize. What lies between layers follows the one before it: an
     eight-bit pooling after a float convolution would cost more than it saves."""
-    convolutions = [node.name for node in graph.node if node.op_type in _CONVOLVE]
+    convolutions = [i for i, node in enumerate(graph.node) if node.op_type in _CONVOLVE]
     floats = {ALL: 0, INNER: 1, PRODUCTS: len(convolutions)}[scope]
     left_out = convolutions[:floats]
     names: list[str] = []
     quantized: set[str] = set()  # tensors
-    for node in graph.node:
-        layer = node.op_type in (*_MULTIPLY, *_CONVOLVE) and node.name not in left_out
+    for i, node in enumerate(graph.node):
+        layer = node.op_type in (*_MULTIPLY, *_CONVOLVE) and i not in left_out
         between = node.op_type in _BETWEEN and node.input[0] in quantized
         if layer or between:
             names.append(node.name)
