@@ -90,6 +90,11 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
         sync_directory(path.parent)
 
 
+def without_waiting(path: str, flags: int) -> int:
+    """For ``open``, as its opener: a pipe in a file's place would wait for its other end."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def remove(path: Path) -> None:
     """Remove a file for good; one that is gone already is fine.
 

@@ -190,7 +190,7 @@ class KeyDirectory:
         file = self.path / name
         try:
             self._check_private(self.path, self.path.stat())
-            with open(file, "rb", opener=_without_waiting) as stream:
+            with open(file, "rb", opener=durable.without_waiting) as stream:
                 status = os.fstat(stream.fileno())
                 self._check_private(file, status)
                 if not stat.S_ISREG(status.st_mode):
@@ -218,10 +218,6 @@ class KeyDirectory:
                 hint=f"chmod go-rwx {path}",
                 code="key-exposed",
             )
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its other end
 
 
 def b64(text: object) -> bytes:

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from common import durable
 from common.errors import TrustError
 
 SALT, TAG = 32, 16
@@ -75,7 +76,7 @@ def open_file(
         OSError: the file cannot be read.
         TrustError: ``not-ours``: it was sealed by another device, as something else, or changed.
     """
-    with open(file, "rb", buffering=0, opener=_without_waiting) as stream:
+    with open(file, "rb", buffering=0, opener=durable.without_waiting) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise _not_ours()
@@ -97,10 +98,6 @@ def open_file(
         except (InvalidTag, ValueError) as error:
             raise _not_ours() from error
     return held.toreadonly()
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its other end
 
 
 def _key(secret: bytes, salt: bytes, purpose: bytes) -> bytes:

@@ -79,11 +79,10 @@ def compare(
         TrustError: one of them is nothing that a device would load.
     """
     records, answers = tuning.rest, tuning.answers
-    sessions = Session(parent, schema), Session(child, schema)
+    sessions = Session.optimized(parent, schema), Session.optimized(child, schema)
     classes = [_classes(session, records) for session in sessions]
     logits = [_centred(_logits(model, records)) for model in (parent, child)]  # (N, classes)
-    one, other = Session.optimized(parent, schema), Session.optimized(child, schema)
-    before, after = _latency(one, other, records[:1], calls)
+    before, after = _latency(*sessions, records[:1], calls)
     return Comparison(
         agreement=float((classes[0] == classes[1]).mean()),
         drift=float(np.abs(logits[0] - logits[1]).max()),
